@@ -1,0 +1,176 @@
+// Package admin holds what an operator configures: providers, regions, block
+// and metadata stores, proxy groups, volumes, tokens. [DB] keeps it, [Handler]
+// serves it as a REST API, [Client] reaches that. Mounts, proxies and metadata
+// servers learn their settings here and go on with the last ones while admin is
+// away.
+package admin
+
+import "time"
+
+// The objects, as the API's JSON shows them. Fields marked secret are left out
+// of listings and shown by a request for the one object only.
+type (
+	// An Account may configure everything.
+	Account struct {
+		ID        int64     `json:"id"`
+		Name      string    `json:"name"`
+		Email     string    `json:"email"`
+		Token     string    `json:"token,omitempty"` // secret
+		CreatedAt time.Time `json:"createdAt"`
+	}
+
+	// A Provider is a cloud or a site.
+	Provider struct {
+		Code string `json:"code"`
+		Name string `json:"name"`
+	}
+
+	// A Region is a place of a provider.
+	Region struct {
+		ProviderCode string `json:"providerCode"`
+		Code         string `json:"code"`
+		Name         string `json:"name"`
+	}
+
+	// A BlockStore is a bucket. What says where it is cannot be changed.
+	BlockStore struct {
+		ID           int64  `json:"id"`
+		ProviderCode string `json:"providerCode"`
+		RegionCode   string `json:"regionCode"`
+		APICode      string `json:"apiCode"` // s3 or dir
+		Bucket       string `json:"bucket"`  // of dir: a folder's path
+		Prefix       string `json:"prefix"`
+		Username     string `json:"username"`           // access key; "": the machine's own identity
+		Password     string `json:"password,omitempty"` // secret
+		Address      string `json:"address"`            // endpoint URL; "": the provider's
+	}
+
+	// A MetaStore is a metadata server.
+	MetaStore struct {
+		ID           int64  `json:"id"`
+		ProviderCode string `json:"providerCode"`
+		RegionCode   string `json:"regionCode"`
+		Address      string `json:"address"`         // host:port
+		Pin          string `json:"pin"`             // of its key, see package tlspin; "": not known yet
+		Token        string `json:"token,omitempty"` // secret; the server's own
+	}
+
+	// A ProxyGroup is a set of proxies that share the blocks of their volumes.
+	ProxyGroup struct {
+		ID           int64    `json:"id"`
+		ProviderCode string   `json:"providerCode"`
+		RegionCode   string   `json:"regionCode"`
+		Addresses    []string `json:"addresses"` // host:port each
+		NoSSL        bool     `json:"noSSL"`
+		Token        string   `json:"token,omitempty"` // secret; its proxies'
+
+		// Pins are the keys of members by address, learnt when a proxy
+		// enrolled or at first contact.
+		Pins map[string]string `json:"pins,omitempty"`
+	}
+
+	// A Volume is a file system.
+	Volume struct {
+		ID           string     `json:"id"` // UUID
+		Name         string     `json:"name"`
+		AccountID    int64      `json:"accountID"`
+		MetaStoreID  int64      `json:"metaStoreID"`
+		BlockStoreID int64      `json:"blockStoreID"`
+		BlockSize    int64      `json:"blockSize"`   // bytes, fixed
+		InlineMax    int64      `json:"inlineMax"`   // bytes
+		Compression  string     `json:"compression"` // lz4, zstd or none
+		Retention    int64      `json:"retention"`   // seconds of history; 0 none, -1 for ever
+		MaxBlocks    int64      `json:"maxBlocks"`   // 0 no limit
+		MaxInodes    int64      `json:"maxInodes"`   // 0 no limit
+		MaxProxied   int64      `json:"maxProxied"`  // first blocks of a file that go through proxies; 0 all
+		Flags        string     `json:"flags"`       // mount flags forced on all mounts, comma-separated
+		Notes        string     `json:"notes"`
+		CreatedAt    time.Time  `json:"createdAt"`
+		RetiredAt    *time.Time `json:"retiredAt,omitempty"`
+	}
+
+	// A VolumeProxyGroup lets a volume use a group.
+	VolumeProxyGroup struct {
+		VolumeID     string `json:"volumeID"`
+		ProxyGroupID int64  `json:"proxyGroupID"`
+	}
+
+	// A VolumeToken lets its bearer mount a volume or a folder of it.
+	VolumeToken struct {
+		ID        int64  `json:"id"`
+		Token     string `json:"token,omitempty"` // secret
+		VolumeID  string `json:"volumeID"`
+		MountPath string `json:"mountPath"` // "/": all
+		Flags     string `json:"flags"`     // mount flags forced, such as ro
+		Notes     string `json:"notes"`
+	}
+)
+
+// Settings are what programs fetch, with their token as bearer:
+//
+//	GET /v1/settings/mount    volume token      -> MountSettings
+//	GET /v1/settings/proxy    proxy group token -> ProxySettings
+//	GET /v1/settings/meta     meta store token  -> MetaSettings
+//
+// Each answer has an ETag. With If-None-Match and ?wait=30s the request is
+// answered when the settings change, or with 304 when the time is over. What
+// changes by itself (Ticket) does not count for the ETag.
+type (
+	// MountSettings are what a mount needs.
+	MountSettings struct {
+		Volume     Volume          `json:"volume"`
+		MountPath  string          `json:"mountPath"`
+		Flags      []string        `json:"flags"` // of the volume and the token
+		BlockStore BlockStore      `json:"blockStore"`
+		Meta       Member          `json:"meta"`
+		Groups     []GroupSettings `json:"groups"`
+		Ticket     string          `json:"ticket"` // see package ticket
+		Expires    time.Time       `json:"expires"`
+	}
+
+	// GroupSettings are a proxy group as its clients see it.
+	GroupSettings struct {
+		ID           int64    `json:"id"`
+		ProviderCode string   `json:"providerCode"`
+		RegionCode   string   `json:"regionCode"`
+		NoSSL        bool     `json:"noSSL"`
+		Members      []Member `json:"members"`
+	}
+
+	// A Member is a server and the key that it must have ("": not known, a
+	// certificate of a trusted authority is then needed).
+	Member struct {
+		Address string `json:"address"`
+		Pin     string `json:"pin"`
+	}
+
+	// ProxySettings are what a proxy needs.
+	ProxySettings struct {
+		TicketKeys [][]byte         `json:"ticketKeys"` // Ed25519 public keys
+		Group      GroupSettings    `json:"group"`
+		Volumes    []VolumeSettings `json:"volumes"`
+	}
+
+	// MetaSettings are what a metadata server needs.
+	MetaSettings struct {
+		TicketKeys [][]byte         `json:"ticketKeys"`
+		Volumes    []VolumeSettings `json:"volumes"` // retired ones too
+	}
+
+	// VolumeSettings are a volume and where its blocks are.
+	VolumeSettings struct {
+		Volume     Volume     `json:"volume"`
+		BlockStore BlockStore `json:"blockStore"`
+	}
+
+	// An Enrolment is what a proxy or metadata server tells admin at its start:
+	//
+	//	POST /v1/enrol   proxy group or meta store token
+	//
+	// A proxy whose address is not among the group's is remembered and not
+	// added: membership is the operator's.
+	Enrolment struct {
+		Address string `json:"address"`
+		Pin     string `json:"pin"`
+	}
+)
