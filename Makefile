@@ -1,0 +1,46 @@
+# make        builds ./bin/flexfs
+# make demo   brings everything up on this machine and runs real programs on it
+# make test   passes the tests, as .ci/run does
+# make check  formatting and vet
+# make fuzz   each fuzz target for a while
+# make clean  removes what the others made, except Go's own caches
+
+.PHONY: all build demo test check fuzz clean setup library
+.DEFAULT_GOAL := build
+
+GO ?= go
+FUZZTIME ?= 30s
+library := third_party/jacobsa-fuse/made-by-make
+
+all: build check test
+
+build: library
+	$(GO) build -o bin/flexfs .
+
+# The FUSE library, with our patches: see third_party/jacobsa-fuse.
+library:
+	@third_party/jacobsa-fuse/setup
+
+# What a fresh machine lacks: fusermount3 and sqlite3, from its packages.
+setup: library
+	@internal/setup/packages
+
+demo: setup build
+	$(GO) run ./internal/demo -flexfs bin/flexfs
+
+test: setup build check
+	@internal/setup/test
+
+check: library
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+
+fuzz: library
+	@for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+	  done; \
+	done
+
+clean:
+	rm -rf bin $(library)
