@@ -66,3 +66,5 @@ require (
 	google.golang.org/protobuf v1.33.0 // indirect
 	pgregory.net/rapid v1.3.0 // indirect
 )
+
+replace github.com/jacobsa/fuse => ./third_party/jacobsa-fuse/made-by-make
