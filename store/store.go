@@ -177,6 +177,27 @@ type BulkDeleter interface {
 	DeleteAll(ctx context.Context, keys []Key) error
 }
 
+// A FrameGetter is a Store of sealed blocks (package seal) that answers a range
+// of a block's plain bytes with one request: it knows where the frames that hold
+// the range are.
+type FrameGetter interface {
+	// GetFrames returns the block's head, and the bytes of just those frames
+	// that hold the n plain bytes from off, or all from off if n is negative.
+	// Frames is empty if the block does not reach past off. Errors are those
+	// of Get. An error that wraps [errors.ErrUnsupported] says that this Store,
+	// or this block, cannot be read so: the caller then reads ranges with Get.
+	GetFrames(ctx context.Context, key Key, off, n int64) (head, frames []byte, err error)
+}
+
+// GetFrames asks s for frames if it is a [FrameGetter], and otherwise returns
+// [errors.ErrUnsupported]. Wrappers pass the question on with it.
+func GetFrames(ctx context.Context, s Store, key Key, off, n int64) (head, frames []byte, err error) {
+	if f, ok := s.(FrameGetter); ok {
+		return f.GetFrames(ctx, key, off, n)
+	}
+	return nil, nil, errors.ErrUnsupported
+}
+
 // DeleteAll removes blocks from s, in bulk if s can.
 func DeleteAll(ctx context.Context, s Store, keys []Key) error {
 	if b, ok := s.(BulkDeleter); ok {
