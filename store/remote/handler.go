@@ -1,0 +1,365 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"flexfs/internal/ticket"
+	"flexfs/store"
+)
+
+// How long a client may take. A block is at most 8 MiB: that is 1.1 Mbit/s.
+const (
+	bodyTimeout   = time.Minute      // to send the body, and to take the answer
+	headerTimeout = 10 * time.Second // to send the header
+	idleTimeout   = 2 * time.Minute  // between requests; longer than Client's
+)
+
+const maxHeader = 16 << 10 // bytes
+
+// defaultRequests is what Server.MaxRequests is if it is 0.
+const defaultRequests = 128
+
+// maxWait bounds how long a request waits for its turn. It is less than a
+// client's patience.
+const maxWait = 5 * time.Second
+
+// A Server is what [Handler] serves. Its functions may be called concurrently.
+type Server struct {
+	// Tickets checks a ticket. Its errors wrap [ticket.ErrInvalid] or
+	// [ticket.ErrExpired]. What it returned is believed for a minute.
+	Tickets func(text string) (ticket.Ticket, error)
+
+	// Store returns the blocks of a volume, or an error if this proxy does
+	// not serve it.
+	Store func(volume store.Volume) (store.Store, error)
+
+	// Verify checks a block that is to be put, as [seal.Verify] does, so that
+	// no client can make others read rubbish. Nil accepts everything.
+	Verify func(key store.Key, data []byte) error
+
+	// Metrics returns what is shown beside the handler's own, such as a
+	// cache's. It may be nil.
+	Metrics func() []Metric
+
+	// MaxRequests bounds the requests for blocks that are served at once,
+	// each of which may need the memory of one block. Others wait. 0 is 128.
+	MaxRequests int
+
+	Log *slog.Logger
+}
+
+type handler struct {
+	Server
+	slots chan struct{} // one is taken by each request for a block
+	stats stats
+
+	mu     sync.Mutex
+	passed map[string]pass // tickets that were good; guarded by mu
+}
+
+// A pass is a ticket that was checked.
+type pass struct {
+	ticket ticket.Ticket
+	until  time.Time // when it is to be checked again
+}
+
+// maxPasses bounds the memory of good tickets, which is only there to save time.
+const maxPasses = 4096
+
+// Handler serves s over HTTP.
+func Handler(s Server) http.Handler {
+	if s.MaxRequests <= 0 {
+		s.MaxRequests = defaultRequests
+	}
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	h := &handler{Server: s, slots: make(chan struct{}, s.MaxRequests), passed: make(map[string]pass)}
+	mux := http.NewServeMux()
+	mux.HandleFunc(blocksPath, h.serveBlock)
+	mux.HandleFunc("GET "+healthPath, serveHealth)
+	mux.HandleFunc("GET "+statsPath, h.serveStats)
+	mux.HandleFunc("GET "+metricPath, h.serveMetrics)
+	return mux
+}
+
+// NewHTTPServer returns a server for h with the limits that the protocol needs:
+// on headers, on idle and dawdling clients, and HTTP/1.1 only, because HTTP/2
+// takes several times the CPU for blocks.
+func NewHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Server{
+		Handler:           h,
+		Protocols:         protocols,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serveHealth does no work: clients measure the round-trip time with it.
+func serveHealth(w http.ResponseWriter, _ *http.Request) {
+	w.Header()["Date"] = nil
+	io.WriteString(w, "ok\n")
+}
+
+// An answer is what a request for a block gets.
+type answer struct {
+	body  [2][]byte // in a row
+	head  int       // length of the part that is a head, for headerHead; else -1
+	part  bool      // the body is a part of the block, from off
+	off   int64
+	empty bool // there is no body by the nature of the request
+}
+
+func (h *handler) serveBlock(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	h.stats.active.Add(1)
+	defer h.stats.active.Add(-1)
+	err := h.block(w, r)
+	c := codeOf(err)
+	switch {
+	case r.Context().Err() != nil:
+		c = codeGone // there is nobody to hear an answer
+	case err != nil:
+		h.refuse(w, r, c, err)
+	}
+	h.stats.count(r.Method, c, time.Since(start))
+}
+
+// block does what r asks for and answers it, unless it fails.
+func (h *handler) block(w http.ResponseWriter, r *http.Request) error {
+	key, err := store.ParseKey(strings.TrimPrefix(r.URL.Path, blocksPath))
+	if err != nil {
+		return refuse(codeRequest, "%v", err)
+	}
+	if err := h.admit(r, key); err != nil {
+		return err
+	}
+	s, err := h.Store(key.Volume)
+	if err != nil {
+		return refuse(codeUnknown, "%v", err)
+	}
+	if err := h.enter(r.Context()); err != nil {
+		return err
+	}
+	defer h.leave() // after the answer: its bytes are in memory until then
+	a, err := h.do(w, r, s, key)
+	if err != nil {
+		return err
+	}
+	h.send(w, r, a)
+	return nil
+}
+
+func (h *handler) do(w http.ResponseWriter, r *http.Request, s store.Store, key store.Key) (answer, error) {
+	ctx := r.Context()
+	if r.Header.Get(headerVerify) == "1" {
+		ctx = store.WithVerify(ctx)
+	}
+	a := answer{head: -1, empty: true}
+	switch r.Method {
+	case http.MethodGet:
+		return get(ctx, s, key, r)
+	case http.MethodHead:
+		_, err := s.Get(ctx, key, 0, 0)
+		return a, failed(err)
+	case http.MethodPut:
+		return a, h.put(ctx, w, s, key, r)
+	case http.MethodDelete:
+		return a, failed(s.Delete(ctx, key))
+	}
+	return a, refuse(codeRequest, "method %q is not for blocks", r.Method)
+}
+
+// admit checks the ticket.
+func (h *handler) admit(r *http.Request, key store.Key) error {
+	text, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return refuse(codeTicket, "there is no ticket in the request")
+	}
+	t, err := h.ticket(text)
+	switch {
+	case errors.Is(err, ticket.ErrExpired):
+		return refuse(codeExpired, "%v", err)
+	case err != nil:
+		return refuse(codeTicket, "%v", err)
+	case t.Volume != key.Volume.String():
+		return refuse(codeVolume, "the ticket is for volume %s", t.Volume)
+	case !t.Write && r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return refuse(codeReadOnly, "the ticket is for reading only")
+	}
+	return nil
+}
+
+// ticket checks a ticket, or remembers that it was good not long ago: a signature
+// takes longer to check than a small block to send.
+func (h *handler) ticket(text string) (ticket.Ticket, error) {
+	now := time.Now()
+	h.mu.Lock()
+	p, ok := h.passed[text]
+	h.mu.Unlock()
+	if ok && now.Before(p.until) {
+		return p.ticket, nil
+	}
+	t, err := h.Tickets(text)
+	if err != nil {
+		return t, err
+	}
+	until := now.Add(time.Minute)
+	if end := time.Unix(t.Expires, 0); end.Before(until) {
+		until = end
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.passed) >= maxPasses {
+		clear(h.passed)
+	}
+	h.passed[text] = pass{t, until}
+	return t, nil
+}
+
+// enter waits for the request's turn.
+func (h *handler) enter(ctx context.Context) error {
+	select {
+	case h.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	t := time.NewTimer(maxWait)
+	defer t.Stop()
+	select {
+	case h.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return refuse(codeBusy, "there are %d requests before this one", cap(h.slots))
+	}
+}
+
+func (h *handler) leave() { <-h.slots }
+
+func get(ctx context.Context, s store.Store, key store.Key, r *http.Request) (answer, error) {
+	if frames := r.Header.Get(headerFrames); frames != "" {
+		return getFrames(ctx, s, key, frames)
+	}
+	off, n, part := parseRange(r.Header.Get("Range"))
+	if !part {
+		off, n = 0, -1
+	}
+	data, err := s.Get(ctx, key, off, n)
+	return answer{body: [2][]byte{data}, head: -1, part: part, off: off}, failed(err)
+}
+
+// put reads the whole body before it begins, so that a client that goes away or
+// is slow has nothing to do with the store.
+func (h *handler) put(ctx context.Context, w http.ResponseWriter, s store.Store, key store.Key, r *http.Request) error {
+	switch {
+	case r.ContentLength < 0:
+		return refuse(codeRequest, "the length of the body is not given")
+	case r.ContentLength > maxBody:
+		return refuse(codeTooLarge, "%d bytes are more than a block's %d", r.ContentLength, maxBody)
+	}
+	rc := http.NewResponseController(w)
+	rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // an error: w has none, as in a test
+	defer rc.SetReadDeadline(time.Time{})
+	data := make([]byte, r.ContentLength)
+	if _, err := io.ReadFull(r.Body, data); err != nil {
+		return refuse(codeRequest, "read the body: %v", err)
+	}
+	if crc := r.Header.Get(headerCRC); crc != checksum(data) {
+		return refuse(codeDamaged, "the body's checksum is %s, but its header says %q", checksum(data), crc)
+	}
+	if h.Verify != nil {
+		if err := h.Verify(key, data); err != nil {
+			return refuse(codeDamaged, "%v", err)
+		}
+	}
+	h.stats.received.Add(int64(len(data)))
+	return failed(s.Put(ctx, key, data))
+}
+
+func (h *handler) send(w http.ResponseWriter, r *http.Request, a answer) {
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(bodyTimeout))
+	header := w.Header()
+	size := len(a.body[0]) + len(a.body[1])
+	if a.empty || a.part && size == 0 {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	header.Set("Content-Type", "application/octet-stream")
+	header.Set("Content-Length", strconv.Itoa(size))
+	header.Set(headerCRC, checksum(a.body[0], a.body[1]))
+	if a.head >= 0 {
+		header.Set(headerHead, strconv.Itoa(a.head))
+	}
+	if a.part {
+		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", a.off, a.off+int64(size)-1))
+		w.WriteHeader(http.StatusPartialContent)
+	}
+	for _, part := range a.body {
+		n, err := w.Write(part)
+		h.stats.sent.Add(int64(n))
+		if err != nil {
+			h.Log.Debug("client went away", "client", r.RemoteAddr, "err", err)
+			return
+		}
+	}
+}
+
+// refuse answers with a refusal.
+func (h *handler) refuse(w http.ResponseWriter, r *http.Request, c code, err error) {
+	if c == codeOrigin || c == codeCorrupt {
+		h.Log.Warn("block request failed", "method", r.Method, "path", r.URL.Path, "client", r.RemoteAddr, "err", err)
+	}
+	text := err.Error()
+	var known *refusal
+	if errors.As(err, &known) {
+		text = known.text
+	}
+	w.Header().Set(headerError, string(c))
+	http.Error(w, text[:min(len(text), maxText)], statusOf[c])
+}
+
+// refuse returns a refusal as an error.
+func refuse(c code, format string, args ...any) error {
+	return &refusal{code: c, status: statusOf[c], text: fmt.Sprintf(format, args...)}
+}
+
+// failed makes the error of a store a refusal. A store that is itself reached
+// through a proxy has refusals of its own, which are not for this client.
+func failed(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, store.ErrNotExist):
+		return refuse(codeNotExist, "%v", err)
+	case errors.Is(err, store.ErrCorrupt):
+		return refuse(codeCorrupt, "%v", err)
+	}
+	return refuse(codeOrigin, "%v", err)
+}
+
+// codeOf says how a request went: "" is well.
+func codeOf(err error) code {
+	var r *refusal
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &r):
+		return r.code
+	}
+	return codeOrigin
+}

@@ -1,0 +1,228 @@
+package seal
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"flexfs/store"
+)
+
+// FrameGetter is [store.FrameGetter], which is about this package's frames.
+type FrameGetter = store.FrameGetter
+
+// maxHeads bounds the heads that a Store remembers, at up to 1.5 KiB each:
+// those of 16 GiB of blocks of 4 MiB.
+const maxHeads = 4096
+
+// New returns a Store of plain blocks that keeps them sealed in next. A range is
+// read with one request if next is a [store.FrameGetter]; otherwise with one for
+// a block whose head is known or whose first frame is wanted, and with two for
+// others. A corrupt block is asked for once more, with [store.WithVerify], so
+// that a damaged copy in a cache is not the last word.
+func New(next store.Store, opt Options) store.Store {
+	return &sealed{next: next, sealer: NewSealer(opt), heads: newHeads(maxHeads)}
+}
+
+type sealed struct {
+	next    store.Store
+	sealer  *Sealer
+	heads   *heads
+	buffers sync.Pool // of *[]byte, for Put
+}
+
+func (s *sealed) Put(ctx context.Context, key store.Key, data []byte) error {
+	p, _ := s.buffers.Get().(*[]byte)
+	if p == nil {
+		p = new([]byte)
+	}
+	b, err := s.sealer.Encode((*p)[:0], key, data)
+	if err != nil {
+		return err
+	}
+	if err := s.next.Put(ctx, key, b); err != nil {
+		return err // somebody may still be busy giving up; leave the buffer to them
+	}
+	*p = b
+	s.buffers.Put(p)
+	return nil
+}
+
+func (s *sealed) Delete(ctx context.Context, key store.Key) error {
+	s.heads.drop(key)
+	return s.next.Delete(ctx, key)
+}
+
+func (s *sealed) DeleteAll(ctx context.Context, keys []store.Key) error {
+	for _, key := range keys {
+		s.heads.drop(key)
+	}
+	return store.DeleteAll(ctx, s.next, keys)
+}
+
+func (s *sealed) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	data, err := s.get(ctx, key, off, n)
+	if errors.Is(err, store.ErrCorrupt) && !store.MustVerify(ctx) {
+		s.heads.drop(key)
+		data, err = s.get(store.WithVerify(ctx), key, off, n)
+	}
+	return data, err
+}
+
+func (s *sealed) get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	if off == 0 && (n < 0 || n >= store.MaxBlock) {
+		b, err := s.next.Get(ctx, key, 0, -1)
+		if err != nil {
+			return nil, err
+		}
+		return s.sealer.Decode(key, b)
+	}
+	head, frames, err := store.GetFrames(ctx, s.next, key, off, n)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return s.getRange(ctx, key, off, n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	h, err := headOf(key, head)
+	if err != nil {
+		return nil, err
+	}
+	return s.open(h, frames, off, n)
+}
+
+// getRange reads a range with Gets of ranges: the head, if it is not known, and
+// the frames, if they did not come with the head.
+func (s *sealed) getRange(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	h := s.heads.get(key)
+	var start []byte // of the sealed block
+	if h == nil {
+		var err error
+		if start, err = s.next.Get(ctx, key, 0, firstRead(off, n)); err != nil {
+			return nil, err
+		}
+		if h, err = headOf(key, start); err != nil {
+			return nil, err
+		}
+	}
+	from, to := h.Span(off, n)
+	var frames []byte
+	switch {
+	case from == to && start == nil:
+		// The head alone tells that nothing is there, but not that the block
+		// still exists.
+		if _, err := s.next.Get(ctx, key, 0, 1); err != nil {
+			return nil, err
+		}
+	case to <= int64(len(start)):
+		frames = start[from:to]
+	case from < to:
+		var err error
+		if frames, err = s.next.Get(ctx, key, from, to-from); err != nil {
+			return nil, err
+		}
+	}
+	data, err := s.open(h, frames, off, n)
+	if err == nil && start != nil {
+		s.heads.put(h)
+	}
+	return data, err
+}
+
+// firstRead returns how much of a block to read when its head is not known: the
+// head, and if the range begins in the first frame all frames of the range,
+// since those are found without a head.
+func firstRead(off, n int64) int64 {
+	if n < 0 || off >= frameSize || n > store.MaxBlock {
+		return MaxHead
+	}
+	frames := (off + n + frameSize - 1) >> frameLog
+	return MaxHead + frames*(frameSize+tagLen)
+}
+
+func (s *sealed) open(h *Head, frames []byte, off, n int64) ([]byte, error) {
+	aead, err := s.sealer.admit(h)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.Check(frames, off, n); err != nil {
+		return nil, err
+	}
+	return s.sealer.open(h, aead, frames, off, n)
+}
+
+// GetFrames answers a [store.FrameGetter] question with Gets of ranges of s, a
+// Store of sealed blocks: one for a block no longer than [MaxHead] and a range
+// that begins in its first frame, else two. For a Store that cannot do better.
+func GetFrames(ctx context.Context, s store.Store, key store.Key, off, n int64) (head, frames []byte, err error) {
+	start, err := s.Get(ctx, key, 0, firstRead(off, n))
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := headOf(key, start)
+	if err != nil {
+		return nil, nil, err
+	}
+	from, to := h.Span(off, n)
+	if from == to {
+		return h.Bytes(), nil, nil
+	}
+	if to <= int64(len(start)) {
+		return h.Bytes(), start[from:to:to], nil
+	}
+	frames, err = s.Get(ctx, key, from, to-from)
+	if err != nil {
+		return nil, nil, err
+	}
+	if int64(len(frames)) != to-from {
+		return nil, nil, fmt.Errorf("seal: block %v: ends at %d, should at %d: %w", key, from+int64(len(frames)), h.SealedLen(), store.ErrCorrupt)
+	}
+	return h.Bytes(), frames, nil
+}
+
+// heads remembers the heads of the blocks that were read last.
+type heads struct {
+	max int
+
+	mu    sync.Mutex
+	byKey map[store.Key]*list.Element // of *Head; guarded by mu
+	order *list.List                  // last used first; guarded by mu
+}
+
+func newHeads(max int) *heads {
+	return &heads{max: max, byKey: make(map[store.Key]*list.Element), order: list.New()}
+}
+
+func (c *heads) get(key store.Key) *Head {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.byKey[key]
+	if e == nil {
+		return nil
+	}
+	c.order.MoveToFront(e)
+	return e.Value.(*Head)
+}
+
+func (c *heads) put(h *Head) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byKey[h.key] != nil {
+		return
+	}
+	c.byKey[h.key] = c.order.PushFront(h)
+	if c.order.Len() > c.max {
+		delete(c.byKey, c.order.Remove(c.order.Back()).(*Head).key)
+	}
+}
+
+func (c *heads) drop(key store.Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.byKey[key]; e != nil {
+		c.order.Remove(e)
+		delete(c.byKey, key)
+	}
+}
