@@ -25,13 +25,23 @@ func getFrames(ctx context.Context, s store.Store, key store.Key, span string) (
 	return answer{body: [2][]byte{head, frames}, head: len(head)}, failed(err)
 }
 
-// parseSpan parses the value of headerFrames.
+// formatSpan returns the headerFrames of the n plain bytes from off, or of all
+// from there if n is negative.
+func formatSpan(off, n int64) string {
+	if n < 0 {
+		return fmt.Sprintf("%d-", off)
+	}
+	return fmt.Sprintf("%d-%d", off, n)
+}
+
+// parseSpan parses what formatSpan returns.
 func parseSpan(s string) (off, n int64, err error) {
 	from, length, ok := strings.Cut(s, "-")
 	if ok {
-		if off, err = parseSize(from); err == nil {
-			n, err = parseSize(length)
-		}
+		off, err = parseSize(from)
+	}
+	if n = -1; ok && err == nil && length != "" {
+		n, err = parseSize(length)
 	}
 	if !ok || err != nil {
 		return 0, 0, fmt.Errorf("%q is not an offset and a length", s)
@@ -41,15 +51,14 @@ func parseSpan(s string) (off, n int64, err error) {
 
 // GetFrames implements [store.FrameGetter].
 func (c *Client) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
-	if off < 0 || n < 0 {
-		return nil, nil, fmt.Errorf("remote: get frames of %v: %d bytes at %d are no range", key, n, off)
+	if off < 0 {
+		return nil, nil, fmt.Errorf("remote: get frames of %v: the offset %d is negative", key, off)
 	}
 	req, err := c.request(ctx, http.MethodGet, key, nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	off, n = min(off, maxBody), min(n, maxBody) // no block is longer
-	req.Header.Set(headerFrames, strconv.FormatInt(off, 10)+"-"+strconv.FormatInt(n, 10))
+	req.Header.Set(headerFrames, formatSpan(min(off, maxBody), min(n, maxBody))) // no block is longer
 	resp, err := c.do(req)
 	if err != nil {
 		return nil, nil, err
