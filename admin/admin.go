@@ -41,7 +41,7 @@ type (
 		Bucket       string `json:"bucket"`  // of dir: a folder's path
 		Prefix       string `json:"prefix"`
 		Username     string `json:"username"`           // access key; "": the machine's own identity
-		Password     string `json:"password,omitempty"` // secret
+		Password     string `json:"password,omitempty"` // secret, and shown to no one: settings alone carry it
 		Address      string `json:"address"`            // endpoint URL; "": the provider's
 	}
 
@@ -53,6 +53,10 @@ type (
 		Address      string `json:"address"`         // host:port
 		Pin          string `json:"pin"`             // of its key, see package tlspin; "": not known yet
 		Token        string `json:"token,omitempty"` // secret; the server's own
+
+		// RefusedPin is a key other than Pin's that the server showed. It is
+		// not trusted until an operator resets the pin.
+		RefusedPin string `json:"refusedPin,omitempty"`
 	}
 
 	// A ProxyGroup is a set of proxies that share the blocks of their volumes.
@@ -67,6 +71,15 @@ type (
 		// Pins are the keys of members by address, learnt when a proxy
 		// enrolled or at first contact.
 		Pins map[string]string `json:"pins,omitempty"`
+
+		// RefusedPins are keys by address that members showed and that differ
+		// from their pins. They are not trusted until an operator resets the
+		// pins.
+		RefusedPins map[string]string `json:"refusedPins,omitempty"`
+
+		// Waiting are the keys by address of proxies that enrolled with the
+		// group's token and are not among Addresses.
+		Waiting map[string]string `json:"waiting,omitempty"`
 	}
 
 	// A Volume is a file system.
@@ -114,7 +127,8 @@ type (
 //
 // Each answer has an ETag. With If-None-Match and ?wait=30s the request is
 // answered when the settings change, or with 304 when the time is over. What
-// changes by itself (Ticket) does not count for the ETag.
+// changes by itself (Ticket) does not count for the ETag; a 304 to a mount has
+// a new ticket in its header.
 type (
 	// MountSettings are what a mount needs.
 	MountSettings struct {
@@ -172,5 +186,10 @@ type (
 	Enrolment struct {
 		Address string `json:"address"`
 		Pin     string `json:"pin"`
+	}
+
+	// Enrolled is admin's answer to an Enrolment.
+	Enrolled struct {
+		Member bool `json:"member"` // the address is one that mounts are told
 	}
 )
