@@ -1,0 +1,379 @@
+package cache
+
+import (
+	"bytes"
+	"container/list"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/dgraph-io/ristretto/v2"
+
+	"flexfs/store"
+)
+
+const (
+	// overhead is what a block costs in memory beside its bytes: its entry,
+	// and its key and places in the maps of two libraries.
+	overhead = 512
+
+	// minMain is the least memory that a main part is made for: below, it
+	// would hold a handful of blocks, and its policy has nothing to choose
+	// from.
+	minMain = 4 * (store.MaxBlock + overhead)
+
+	// rangeMemory is for how long a range that was passed on makes the next
+	// one of the same block fetch all of it.
+	rangeMemory = 30 * time.Second
+
+	// bulk is the length of a range that is worth all of its block: who reads so
+	// much at once goes on reading.
+	bulk = 1 << 20
+
+	// maxRanges bounds the blocks of which that is remembered, twice.
+	maxRanges = 4096
+)
+
+// Mem is a Store that keeps whole blocks in memory, in front of another.
+//
+// Memory has two parts. New blocks enter the window, which keeps the last used.
+// What the window lets go is offered to the main part, a ristretto cache, which
+// keeps what is asked for most. So a block that was just read or written is
+// here, whatever the main part thinks of it, and a long scan passes through the
+// window without disturbing the main part.
+//
+// ristretto adds blocks some time after it was given them, counts none that
+// wait for that, and may refuse or lose any. So Mem itself counts the bytes that
+// ristretto holds in whatever state, and gives it no more than fits.
+//
+// The first Get of a small part (below 1 MiB) of a block that is not here is
+// passed on as such. The second within half a minute fetches the whole block. Get returns slices of the
+// blocks it keeps.
+type Mem struct {
+	next    store.Store
+	flights *flights
+	count   counters
+
+	main    *ristretto.Cache[string, *memBlock] // nil: all is window
+	maxMain int64                               // bytes
+	held    atomic.Int64                        // bytes that main has, in its queue or in place
+	inMain  atomic.Int64                        // blocks, likewise
+
+	mu        sync.Mutex
+	window    map[store.Key]*list.Element // of *memBlock; guarded by mu
+	order     *list.List                  // of the window, last used first; guarded by mu
+	windowed  int64                       // bytes; guarded by mu
+	maxWindow int64
+	ranges    recent // guarded by mu
+}
+
+// A memBlock is a block in memory.
+type memBlock struct {
+	key  store.Key
+	data []byte
+}
+
+// cost is what a block of these bytes takes from the budget.
+func cost(data []byte) int64 { return int64(cap(data)) + overhead }
+
+func (b *memBlock) cost() int64 { return cost(b.data) }
+
+// NewMem returns a Mem in front of next, a Store of plain blocks, that holds at
+// most maxBytes. Fetches under way come on top: no more than a quarter of
+// maxBytes, or 8 blocks. Close releases it.
+func NewMem(next store.Store, maxBytes int64) (*Mem, error) {
+	window := max(maxBytes/4, 2*(store.MaxBlock+overhead))
+	if maxBytes-window < minMain {
+		return newMem(next, maxBytes, 0)
+	}
+	return newMem(next, window, maxBytes-window)
+}
+
+func newMem(next store.Store, maxWindow, maxMain int64) (*Mem, error) {
+	if maxWindow <= overhead {
+		return nil, fmt.Errorf("cache: %d bytes of memory are too few for any block", maxWindow)
+	}
+	inFlight := min(max((maxWindow+maxMain)/4/store.MaxBlock, 8), 128)
+	m := &Mem{
+		next: next, flights: newFlights(int(inFlight)),
+		maxMain: maxMain, maxWindow: maxWindow,
+		window: make(map[store.Key]*list.Element), order: list.New(),
+		ranges: recent{max: maxRanges, keep: rangeMemory},
+	}
+	if maxMain == 0 {
+		return m, nil
+	}
+	// What waits in ristretto's queue needs room beside what is in place.
+	slack := max(maxMain/8, min(2*(store.MaxBlock+overhead), maxMain/2))
+	main, err := ristretto.NewCache(&ristretto.Config[string, *memBlock]{
+		MaxCost:            maxMain - slack,
+		NumCounters:        min(max(10*maxMain/(64<<10), 10_000), 10_000_000), // 10 for each block of 64 KiB
+		BufferItems:        64,
+		IgnoreInternalCost: true, // it is in overhead
+		ShouldUpdate:       func(_, _ *memBlock) bool { return false },
+		OnEvict:            func(*ristretto.Item[*memBlock]) { m.count.evictions.Add(1) },
+		OnReject:           func(*ristretto.Item[*memBlock]) { m.count.evictions.Add(1) },
+		OnExit:             m.exit,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cache: %w", err)
+	}
+	m.main = main
+	return m, nil
+}
+
+// Close waits for fetches under way and releases the memory. No other method may
+// be at work, or be called after.
+func (m *Mem) Close() {
+	m.flights.wg.Wait()
+	if m.main != nil {
+		m.main.Close()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.order.Init()
+	clear(m.window)
+	m.windowed = 0
+}
+
+// Stats returns the counters.
+func (m *Mem) Stats() Stats {
+	s := m.count.stats()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.Bytes = m.windowed + m.held.Load()
+	s.Blocks = int64(m.order.Len()) + m.inMain.Load()
+	s.Limit = m.maxWindow + m.maxMain
+	return s
+}
+
+// Get implements [store.Store]. A Get that must verify is not answered from
+// memory, where there are no checksums.
+func (m *Mem) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	verify := store.MustVerify(ctx)
+	if verify {
+		m.drop(key)
+	} else if b := m.lookup(key); b != nil {
+		part := store.Clip(b.data, off, n)
+		m.count.hit(len(part))
+		return part, nil
+	}
+	m.count.misses.Add(1)
+	if n < 0 || n >= bulk || m.second(key, n) {
+		data, joined, err := m.flights.do(ctx, flightKey{key, verify}, m.fetcher(key), nil)
+		return m.joined(data, joined, err, off, n)
+	}
+	if data, ok, err := m.flights.join(ctx, flightKey{key, verify}); ok {
+		return m.joined(data, true, err, off, n)
+	}
+	return m.pass(ctx, key, off, n)
+}
+
+func (m *Mem) joined(data []byte, joined bool, err error, off, n int64) ([]byte, error) {
+	if joined {
+		m.count.joined.Add(1)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return store.Clip(data, off, n), nil
+}
+
+// fetcher returns the flight that brings the block here.
+func (m *Mem) fetcher(key store.Key) func(context.Context, *flight) ([]byte, error) {
+	return func(ctx context.Context, f *flight) ([]byte, error) {
+		if !store.MustVerify(ctx) {
+			if b := m.lookup(key); b != nil { // it came while this one was getting ready
+				return b.data, nil
+			}
+		}
+		data, err := m.next.Get(ctx, key, 0, -1)
+		if err != nil {
+			return nil, err
+		}
+		m.insert(key, data)
+		if f.forgotten.Load() {
+			m.drop(key)
+		}
+		return data, nil
+	}
+}
+
+// pass reads a range below. An answer that is all of the block is kept.
+func (m *Mem) pass(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	m.count.ranges.Add(1)
+	data, err := m.next.Get(ctx, key, off, n)
+	if err == nil && off == 0 && int64(len(data)) < n {
+		m.insert(key, data)
+	}
+	return data, err
+}
+
+// second reports whether part of the block was asked for not long ago, and
+// remembers that it was now. A Get of nothing does not count.
+func (m *Mem) second(key store.Key, n int64) bool {
+	if n == 0 {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ranges.seen(key, time.Now())
+}
+
+// Put implements [store.Store]. A block that was put is kept.
+func (m *Mem) Put(ctx context.Context, key store.Key, data []byte) error {
+	if err := m.next.Put(ctx, key, data); err != nil {
+		return err
+	}
+	if m.lookup(key) == nil {
+		m.insert(key, bytes.Clone(data))
+	}
+	return nil
+}
+
+// Delete implements [store.Store].
+func (m *Mem) Delete(ctx context.Context, key store.Key) error {
+	err := m.next.Delete(ctx, key)
+	m.forget(key)
+	return err
+}
+
+// DeleteAll implements [store.BulkDeleter].
+func (m *Mem) DeleteAll(ctx context.Context, keys []store.Key) error {
+	err := store.DeleteAll(ctx, m.next, keys)
+	for _, key := range keys {
+		m.forget(key)
+	}
+	return err
+}
+
+func (m *Mem) forget(key store.Key) {
+	m.flights.forget(key)
+	m.drop(key)
+}
+
+// lookup returns the block if it is here.
+func (m *Mem) lookup(key store.Key) *memBlock {
+	if m.main != nil {
+		// Asked first also for what is in the window, so that it knows what
+		// is asked for often.
+		if b, ok := m.main.Get(mainKey(key)); ok && b.key == key {
+			return b
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.window[key]
+	if e == nil {
+		return nil
+	}
+	m.order.MoveToFront(e)
+	return e.Value.(*memBlock)
+}
+
+// insert puts a block into the window. Nobody changes data any more.
+func (m *Mem) insert(key store.Key, data []byte) {
+	b := &memBlock{key, data}
+	if b.cost() > m.maxWindow {
+		m.count.dropped.Add(1)
+		return
+	}
+	if m.main != nil && m.held.Load()+b.cost() > m.maxMain {
+		m.main.Wait() // its queue is long: let it catch up
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.window[key] != nil {
+		return
+	}
+	for m.windowed+b.cost() > m.maxWindow {
+		m.expel()
+	}
+	m.windowed += b.cost()
+	m.window[key] = m.order.PushFront(b)
+}
+
+// expel offers the block in the window that was not used for longest to the main
+// part. m.mu must be held.
+func (m *Mem) expel() {
+	b := m.order.Remove(m.order.Back()).(*memBlock)
+	delete(m.window, b.key)
+	m.windowed -= b.cost()
+	switch {
+	case m.main == nil:
+		m.count.evictions.Add(1)
+	case m.held.Add(b.cost()) > m.maxMain:
+		m.held.Add(-b.cost())
+		m.count.dropped.Add(1)
+	default:
+		m.inMain.Add(1)
+		if !m.main.Set(mainKey(b.key), b, b.cost()) {
+			m.exit(b)
+			m.count.dropped.Add(1)
+		}
+	}
+}
+
+// exit is told of each block that ristretto has no longer, whatever the reason,
+// and of nil when it had none.
+func (m *Mem) exit(b *memBlock) {
+	if b != nil {
+		m.inMain.Add(-1)
+		m.held.Add(-b.cost())
+	}
+}
+
+// drop removes the block.
+func (m *Mem) drop(key store.Key) {
+	m.mu.Lock()
+	if e := m.window[key]; e != nil {
+		b := m.order.Remove(e).(*memBlock)
+		delete(m.window, key)
+		m.windowed -= b.cost()
+	}
+	m.mu.Unlock()
+	if m.main != nil {
+		m.main.Del(mainKey(key))
+	}
+}
+
+// mainKey returns the key as bytes: ristretto checks only keys of that kind for
+// collisions of their hash.
+func mainKey(key store.Key) string {
+	b := make([]byte, 0, 16+8+4+8+8)
+	b = append(b, key.Volume[:]...)
+	b = binary.LittleEndian.AppendUint64(b, key.Ino)
+	b = binary.LittleEndian.AppendUint32(b, key.Index)
+	b = binary.LittleEndian.AppendUint64(b, key.Gen.Session)
+	b = binary.LittleEndian.AppendUint64(b, key.Gen.Seq)
+	return unsafe.String(&b[0], len(b)) // nobody changes b
+}
+
+// recent remembers blocks for a while: at least the last max, at most twice as
+// many.
+type recent struct {
+	max      int
+	keep     time.Duration
+	now, old map[store.Key]time.Time
+}
+
+// seen reports whether the block was seen within the time, and notes it if not.
+func (r *recent) seen(key store.Key, now time.Time) bool {
+	for _, m := range []map[store.Key]time.Time{r.now, r.old} {
+		if at, ok := m[key]; ok {
+			delete(m, key)
+			if now.Sub(at) <= r.keep {
+				return true
+			}
+		}
+	}
+	if r.now == nil || len(r.now) >= r.max {
+		r.now, r.old = make(map[store.Key]time.Time), r.now
+	}
+	r.now[key] = now
+	return false
+}
