@@ -81,7 +81,7 @@ func resetHint(b bearer) string {
 }
 
 func parseEnrolment(body []byte) (e Enrolment, problem *Error) {
-	given, problem := object(body)
+	given, problem := objectOf(body)
 	if problem != nil {
 		return e, problem
 	}

@@ -29,13 +29,13 @@ func refuse(status int, format string, args ...any) *Error {
 // maxUsers bounds the users of an object that an Error names.
 const maxUsers = 20
 
-func inUse(title string, users []string) *Error {
+func inUse(title, what string, users []string) *Error {
 	more := ""
 	if n := len(users) - maxUsers; n > 0 {
 		users = users[:maxUsers]
 		more = fmt.Sprintf(" and %d more", n)
 	}
-	e := refuse(http.StatusConflict, "%s is in use by %s%s: delete or change that first", title, strings.Join(users, ", "), more)
+	e := refuse(http.StatusConflict, "%s is in use by %s%s: %s", title, strings.Join(users, ", "), more, what)
 	e.UsedBy = users
 	return e
 }

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"sync/atomic"
 )
@@ -30,14 +28,9 @@ func NewHandler(db *DB, opt Options) http.Handler {
 		a.log = slog.New(slog.DiscardHandler)
 	}
 	mux := http.NewServeMux()
-	paths := map[string]methods{}
-	for _, r := range a.routes() {
-		if paths[r.path] == nil {
-			paths[r.path] = methods{}
-		}
-		paths[r.path][r.method] = r.handle
-	}
-	for path, m := range paths {
+	routes := a.routes()
+	a.document = document(routes)
+	for path, m := range pathsOf(routes) {
 		mux.HandleFunc(path, a.dispatch(m))
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -50,31 +43,51 @@ type api struct {
 	db      *DB
 	log     *slog.Logger
 	waiting atomic.Int64 // requests for settings
-}
 
-// A route is an operation of the API.
-type route struct {
-	method, path string
-	handle       http.HandlerFunc
+	document []byte // see openapi.go
 }
 
 func (a *api) routes() []route {
 	list := []route{
-		{"GET", "/v1/health", a.health},
-		{"GET", "/v1/settings/mount", a.serveSettings(scopeVolumeToken)},
-		{"GET", "/v1/settings/proxy", a.serveSettings(scopeProxyGroup)},
-		{"GET", "/v1/settings/meta", a.serveSettings(scopeMetaStore)},
-		{"POST", "/v1/enrol", a.enrol},
+		{method: "GET", path: "/v1/health", answer: "Health", errors: []int{503}, handle: a.health,
+			summary: "Tell whether requests can be served"},
+		{method: "GET", path: "/v1/openapi.json", answer: "Document", handle: a.serveDocument,
+			summary: "Return this document"},
+		{method: "POST", path: "/v1/enrol", scopes: []string{scopeProxyGroup, scopeMetaStore},
+			body: "Enrolment", answer: "Enrolled", errors: []int{409}, handle: a.enrol,
+			summary: "Tell where a server is and which key it has; a key other than the known one is refused"},
+		a.settingsRoute("mount", scopeVolumeToken, "MountSettings"),
+		a.settingsRoute("proxy", scopeProxyGroup, "ProxySettings"),
+		a.settingsRoute("meta", scopeMetaStore, "MetaSettings"),
 	}
 	for _, t := range Tables {
-		list = append(list,
-			route{"GET", t.path(), a.configure(t, a.list)},
-			route{"POST", t.path(), a.configure(t, a.create)},
-			route{"GET", t.pathOfOne(), a.configure(t, a.show)},
-			route{"PUT", t.pathOfOne(), a.configure(t, a.change)},
-			route{"DELETE", t.pathOfOne(), a.configure(t, a.remove)})
+		list = append(list, a.tableRoutes(t)...)
 	}
 	return list
+}
+
+func (a *api) settingsRoute(who, scope, schema string) route {
+	return route{method: "GET", path: "/v1/settings/" + who, scopes: []string{scope},
+		answer: schema, errors: []int{400}, settings: true, handle: a.serveSettings(scope),
+		query: []Field{{Name: "wait", Kind: KindString,
+			Doc: "with If-None-Match: how long to wait for a change, like 30s; at most 1m"}},
+		summary: "Return what a " + who + " needs, or wait until that changes"}
+}
+
+func (a *api) tableRoutes(t *Table) []route {
+	account, schema := []string{scopeAccount}, t.typeName()
+	return []route{
+		{method: "GET", path: t.path(), scopes: account, query: t.filterFields(), answer: schema, list: true, errors: []int{400, 404},
+			handle: a.configure(t, a.list), summary: "List all, without secrets, or those that match: " + t.Name},
+		{method: "POST", path: t.path(), scopes: account, body: "New" + schema, answer: schema, errors: []int{409},
+			handle: a.configure(t, a.create), summary: "Create a " + t.Singular},
+		{method: "GET", path: t.pathOfOne(), scopes: account, answer: schema, errors: []int{404},
+			handle: a.configure(t, a.show), summary: "Show a " + t.Singular},
+		{method: "PUT", path: t.pathOfOne(), scopes: account, body: "Change" + schema, errors: []int{404, 409},
+			handle: a.configure(t, a.change), summary: "Change the given fields of a " + t.Singular + "; others may be sent as they are"},
+		{method: "DELETE", path: t.pathOfOne(), scopes: account, errors: []int{404, 409},
+			handle: a.configure(t, a.remove), summary: "Delete a " + t.Singular + ", unless it is in use"},
+	}
 }
 
 func (t *Table) path() string { return "/v1/configure/" + t.Name }
@@ -84,11 +97,7 @@ func (t *Table) pathOfOne() string {
 	return t.path() + "/{" + strings.Join(t.Key, "}/{") + "}"
 }
 
-// methods are the operations on one path.
-type methods map[string]http.HandlerFunc
-
 func (a *api) dispatch(m methods) http.HandlerFunc {
-	allowed := slices.Sorted(maps.Keys(m))
 	return func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
 		if method == "HEAD" {
@@ -96,8 +105,8 @@ func (a *api) dispatch(m methods) http.HandlerFunc {
 		}
 		handle, ok := m[method]
 		if !ok {
-			w.Header().Set("Allow", strings.Join(allowed, ", "))
-			a.fail(w, r, refuse(http.StatusMethodNotAllowed, "%s is not for %s; there are %s", r.Method, r.URL.Path, strings.Join(allowed, ", ")))
+			w.Header().Set("Allow", m.names())
+			a.fail(w, r, refuse(http.StatusMethodNotAllowed, "%s is not for %s; there are %s", r.Method, r.URL.Path, m.names()))
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -111,7 +120,17 @@ func (a *api) health(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, refuse(http.StatusServiceUnavailable, "the database is closed"))
 		return
 	}
-	reply(w, map[string]string{"status": "ok"})
+	reply(w, Health{"ok"})
+}
+
+// Health is the answer of a server that can serve requests.
+type Health struct {
+	Status string `json:"status"` // ok
+}
+
+func (a *api) serveDocument(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(a.document)
 }
 
 // A call is a request about a table by an account.

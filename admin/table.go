@@ -33,7 +33,7 @@ type Field struct {
 	Fixed    bool     // given at creation, never changed
 	ReadOnly bool     // admin's own
 	Secret   bool     // left out of listings
-	Unshown  bool     // never shown at all
+	Unshown  bool     // in settings only, and never shown to an operator
 	Action   bool     // an update may ask for it; not kept
 }
 
@@ -92,7 +92,7 @@ var Tables = []*Table{
 			{Name: "bucket", Kind: KindString, Required: true, Fixed: true, Doc: "the bucket's name; of apiCode dir, a folder's absolute path"},
 			{Name: "prefix", Kind: KindString, Fixed: true, Doc: "what the names of all objects begin with, before a slash"},
 			{Name: "username", Kind: KindString, Doc: "access key; empty: the identity of the machine"},
-			{Name: "password", Kind: KindString, Secret: true, Unshown: true, Doc: "secret key; shown to no one"},
+			{Name: "password", Kind: KindString, Secret: true, Unshown: true, Doc: "secret key; only settings show it"},
 			{Name: "address", Kind: KindString, Doc: "endpoint URL; empty: the provider's own"},
 		},
 	},

@@ -250,12 +250,8 @@ func (tx *tx) retire(v *Volume) error {
 }
 
 func (tx *tx) remove(t *Table, r record) error {
-	users, err := tx.users(t, r)
-	if err != nil {
+	if err := tx.checkUnused(t, r); err != nil {
 		return err
-	}
-	if len(users) > 0 {
-		return inUse(r.title(), users)
 	}
 	if t.Name == "accounts" && tx.bucket(t).Stats().KeyN == 1 {
 		return refuse(http.StatusConflict, "%s is the only one: without it nobody could configure anything", r.title())
@@ -267,23 +263,34 @@ func (tx *tx) remove(t *Table, r record) error {
 	return tx.bucket(t).Delete(r.key())
 }
 
-// users names the objects that refer to r.
-func (tx *tx) users(t *Table, r record) ([]string, error) {
+// checkUnused refuses to remove what other objects refer to.
+func (tx *tx) checkUnused(t *Table, r record) error {
 	var users []string
+	retired := 0
 	for _, other := range Tables {
 		err := tx.each(other, func(user record) error {
 			for _, ref := range user.refs() {
-				if ref.table == t.Name && bytes.Equal(ref.key, r.key()) {
-					users = append(users, tx.describe(user))
+				if ref.table != t.Name || !bytes.Equal(ref.key, r.key()) {
+					continue
+				}
+				users = append(users, tx.describe(user))
+				if v, ok := user.(*Volume); ok && v.RetiredAt != nil {
+					retired++
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return users, nil
+	switch len(users) {
+	case 0:
+		return nil
+	case retired:
+		return inUse(r.title(), "what retired volumes hold is kept", users)
+	}
+	return inUse(r.title(), "delete or change that first", users)
 }
 
 // describe names an object, and by its name the volume that it is about.
@@ -405,7 +412,7 @@ func (tx *tx) verifyToken(b bearer) error {
 // decode sets the fields of r that a request names and returns the actions it
 // asks for.
 func decode(t *Table, r record, fields any, creating bool) (actions []string, _ *Error) {
-	given, err := object(fields)
+	given, err := objectOf(fields)
 	if err != nil {
 		return nil, err
 	}
@@ -433,8 +440,8 @@ func decode(t *Table, r record, fields any, creating bool) (actions []string, _ 
 	return actions, allowedChange(t, given, before, members(r), creating)
 }
 
-// object returns the members of a JSON object.
-func object(fields any) (map[string]json.RawMessage, *Error) {
+// objectOf returns the members of a JSON object.
+func objectOf(fields any) (map[string]json.RawMessage, *Error) {
 	body, ok := fields.([]byte)
 	if !ok {
 		var err error
@@ -451,7 +458,7 @@ func object(fields any) (map[string]json.RawMessage, *Error) {
 
 // members returns the JSON of each field of an object.
 func members(r any) map[string]json.RawMessage {
-	m, err := object(r)
+	m, err := objectOf(r)
 	if err != nil {
 		return nil
 	}
