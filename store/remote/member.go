@@ -1,0 +1,375 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"flexfs/internal/tlspin"
+)
+
+// A state says what is known of a member.
+type state int
+
+const (
+	stateNew   state = iota // not probed yet: not used
+	stateUp                 // used
+	stateTrial              // answers probes again, and gets one request at a time to show that it works
+	stateDown               // failed: not used until it answers a probe
+)
+
+var stateNames = [...]string{"new", "up", "trial", "down"}
+
+func (s state) String() string { return stateNames[s] }
+
+// window is how many measurements of a round trip count: the least of them is
+// the member's. One that was made while the line was full does not count then.
+const window = 3
+
+// maxPause bounds the pauses before a member that answers probes, but fails when
+// it is used, is tried again.
+const maxPause = 30 * time.Second
+
+// errPassed is the error of a request that was not made: the member is down.
+var errPassed = errors.New("remote: the proxy is passed over, as it failed not long ago")
+
+// errWentDown is the error of a request that was given up as its member went down.
+var errWentDown = errors.New("remote: the proxy was found not to answer")
+
+// A member is a proxy as this client sees it. It belongs to one Group, within
+// which several proxy groups may share it.
+type member struct {
+	settings Member
+	client   *Client
+	idle     func() // closes idle connections
+	timing   *Timing
+	log      *slog.Logger
+	doubt    func(*member) // tells that a request waits for long
+	changed  func()        // tells that the member went up or down
+	stats    counters
+
+	mu      sync.Mutex // guards the rest; nothing else is locked while holding it
+	state   state
+	since   time.Time          // when the state began
+	err     error              // why it is down, or was
+	strikes int                // failures since the last request that went well
+	retry   time.Time          // down: when to probe again
+	trying  bool               // trial: the request is under way
+	alive   context.Context    // ends when the member goes down
+	kill    context.CancelFunc // ends alive
+	rtts    []time.Duration    // the last measurements, at most window
+	probing bool
+	probed  time.Time // when the last probe began
+	check   time.Time // when a probe is due as a request waits for long; zero: none is
+}
+
+// counters count what happened since the start. Fields only grow.
+type counters struct {
+	requests atomic.Int64 // that were sent
+	failures atomic.Int64 // of them: the member's fault
+	active   atomic.Int64 // under way (this one does not only grow)
+}
+
+func newMember(m Member, noSSL bool, cfg *Config, doubt func(*member), changed func()) *member {
+	dial := cfg.Dial
+	if dial == nil {
+		dial = dialer().DialContext
+	}
+	scheme := "https://"
+	if noSSL {
+		scheme = "http://"
+	}
+	t := transport(m, dial)
+	alive, kill := context.WithCancel(context.Background())
+	return &member{
+		settings: m,
+		client: &Client{
+			URL:    scheme + m.Address,
+			HTTP:   &http.Client{Transport: t, CheckRedirect: stay},
+			Ticket: cfg.Ticket,
+		},
+		idle:    t.CloseIdleConnections,
+		timing:  &cfg.Timing,
+		log:     cfg.Log.With("proxy", m.Address),
+		doubt:   doubt,
+		changed: changed,
+		since:   time.Now(),
+		alive:   alive,
+		kill:    kill,
+	}
+}
+
+// stay makes a redirection an answer: tickets go to nobody else.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// transport returns the connections to m. Its limits on time are for making
+// connections; that of a request is its context's.
+func transport(m Member, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	conf := tlspin.ClientConfig(m.Pin)
+	conf.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	if host, _, err := net.SplitHostPort(m.Address); err == nil {
+		conf.ServerName = host
+	}
+	return &http.Transport{
+		DialContext:            dial,
+		TLSClientConfig:        conf,
+		TLSHandshakeTimeout:    connectTimeout,
+		ExpectContinueTimeout:  time.Second,
+		Protocols:              protocols,
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    64, // requests at once that need no new connection
+		IdleConnTimeout:        idleTimeout / 2,
+		MaxResponseHeaderBytes: maxHeader,
+		ReadBufferSize:         64 << 10,
+		WriteBufferSize:        64 << 10,
+	}
+}
+
+// do makes a request with op. It returns errPassed if the member is down, and
+// within a probe's time if the member goes down meanwhile.
+func (m *member) do(ctx context.Context, op func(context.Context, *Client) error) error {
+	alive, err := m.enter()
+	if err != nil {
+		return err
+	}
+	m.stats.requests.Add(1)
+	m.stats.active.Add(1)
+	defer m.stats.active.Add(-1)
+	attempt, cancel := context.WithTimeout(ctx, m.timing.Attempt)
+	defer cancel()
+	defer context.AfterFunc(alive, cancel)()
+	defer time.AfterFunc(m.timing.Patience, func() { m.doubt(m) }).Stop()
+	err = op(attempt, m.client)
+	m.leave(alive, ctx.Err() != nil, err)
+	if err != nil && alive.Err() != nil && ctx.Err() == nil {
+		return errWentDown
+	}
+	return err
+}
+
+// enter begins a request, and returns what ends it early.
+func (m *member) enter() (alive context.Context, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.state == stateUp:
+	case m.state == stateTrial && !m.trying:
+		m.trying = true
+	default:
+		return nil, errPassed
+	}
+	return m.alive, nil
+}
+
+// leave ends a request that was begun with alive. If the caller gave up, the
+// error says nothing about the member.
+func (m *member) leave(alive context.Context, gaveUp bool, err error) {
+	switch {
+	case alive.Err() != nil: // it is known that the member is down
+		if err != nil {
+			m.stats.failures.Add(1)
+		}
+	case !isFault(err):
+		m.worked()
+	case gaveUp:
+		m.mu.Lock()
+		m.trying = false
+		m.mu.Unlock()
+	default:
+		m.stats.failures.Add(1)
+		m.failed(alive, err, true)
+	}
+}
+
+// isFault reports whether err says that the member is not to be used for now.
+// Refusals that another member would answer the same are none.
+func isFault(err error) bool {
+	var r *refusal
+	if !errors.As(err, &r) {
+		return err != nil
+	}
+	switch r.code {
+	case codeNotExist, codeCorrupt, codeReadOnly, codeRequest, codeTooLarge, codeDamaged, codeOrigin:
+		return false
+	}
+	return true
+}
+
+// worked notes that a request went well.
+func (m *member) worked() {
+	m.mu.Lock()
+	back := m.state == stateTrial
+	if back {
+		m.set(stateUp)
+		m.trying, m.strikes = false, 0
+	}
+	m.mu.Unlock()
+	if back {
+		m.log.Info("proxy is used again")
+	}
+}
+
+// failed takes the member out of use and ends its requests, unless that has been
+// done: alive is from before the request or probe that failed.
+func (m *member) failed(alive context.Context, err error, inUse bool) {
+	m.mu.Lock()
+	if m.alive != alive {
+		m.mu.Unlock()
+		return
+	}
+	if m.state == stateDown {
+		m.err, m.retry = err, time.Now().Add(m.timing.Pause)
+		m.mu.Unlock()
+		return
+	}
+	was := m.state
+	m.set(stateDown)
+	m.err, m.trying, m.rtts = err, false, nil
+	pause := m.timing.Pause
+	if inUse {
+		pause = min(pause<<min(m.strikes, 5), max(pause, maxPause))
+		m.strikes++
+	}
+	m.retry = time.Now().Add(pause)
+	m.kill()
+	first := m.strikes <= 1
+	m.mu.Unlock()
+	level := slog.LevelDebug
+	if was != stateTrial || first {
+		level = slog.LevelWarn
+	}
+	m.log.Log(context.Background(), level, "proxy is passed over", "err", err)
+	m.idle() // they may be dead without knowing
+	m.changed()
+}
+
+// probe measures the round trip with a few requests and notes what it found. It
+// is called between beginProbe and endProbe.
+func (m *member) probe(ctx context.Context, alive context.Context) {
+	timeout, cancel := context.WithTimeout(ctx, m.timing.Probe)
+	defer cancel()
+	var best time.Duration
+	for range samples {
+		rtt, err := m.client.Ping(timeout)
+		if err != nil && best > 0 {
+			break // what it answered is enough
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				m.failed(alive, err, false)
+			}
+			return
+		}
+		if best == 0 || rtt < best {
+			best = rtt
+		}
+	}
+	m.healthy(best)
+}
+
+// beginProbe reports whether the member may be probed: it is not being probed.
+func (m *member) beginProbe() (alive context.Context, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.probing {
+		return nil, false
+	}
+	m.probing, m.probed = true, time.Now()
+	return m.alive, true
+}
+
+func (m *member) endProbe() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.probing = false
+	if !m.check.IsZero() {
+		m.check = time.Time{}
+		if m.stats.active.Load() > 0 { // they may still be waiting
+			m.check = time.Now().Add(m.timing.Probe)
+		}
+	}
+}
+
+// doubted has the member probed soon. A probe that began after the request that
+// is waiting would do, and there was one if it began within the patience for it.
+func (m *member) doubted() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.check.IsZero() && m.state != stateDown {
+		m.check = m.probed.Add(m.timing.Patience)
+	}
+}
+
+// healthy notes that a probe was answered after rtt.
+func (m *member) healthy(rtt time.Duration) {
+	m.mu.Lock()
+	m.rtts = append(m.rtts, rtt)
+	if len(m.rtts) > window {
+		m.rtts = m.rtts[1:]
+	}
+	was := m.state
+	switch was {
+	case stateNew:
+		m.set(stateUp)
+	case stateDown:
+		m.set(stateTrial)
+		m.alive, m.kill = context.WithCancel(context.Background())
+	}
+	m.mu.Unlock()
+	if was == stateNew || was == stateDown {
+		m.changed()
+	}
+}
+
+// set changes the state. m.mu must be held.
+func (m *member) set(s state) {
+	if m.state != s {
+		m.state, m.since = s, time.Now()
+	}
+}
+
+func (m *member) isNew() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state == stateNew
+}
+
+// usable reports whether requests may be sent, and the round-trip time.
+func (m *member) usable() (rtt time.Duration, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != stateUp && m.state != stateTrial || len(m.rtts) == 0 {
+		return 0, false
+	}
+	rtt = m.rtts[0]
+	for _, r := range m.rtts[1:] {
+		rtt = min(rtt, r)
+	}
+	return rtt, true
+}
+
+// due returns how long it is from now until the member is to be probed by itself.
+func (m *member) due(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.probing:
+		return never
+	case m.state == stateDown:
+		return m.retry.Sub(now)
+	case !m.check.IsZero():
+		return m.check.Sub(now)
+	}
+	return never
+}
+
+// never is until a time that is not known.
+const never = time.Hour
