@@ -2,7 +2,22 @@
 // package meta/tree knows of databases.
 package engine
 
-import "context"
+import (
+	"context"
+	"errors"
+)
+
+// Errors that an engine's own errors wrap.
+var (
+	// ErrClosed: the engine was closed.
+	ErrClosed = errors.New("the database is closed")
+	// ErrTooLarge: a key, a value or a transaction is beyond its limit.
+	ErrTooLarge = errors.New("too large for a transaction")
+	// ErrInUse: another process, or this one, has the database open.
+	ErrInUse = errors.New("the database is in use by another process")
+	// ErrCorrupt: what is stored is damaged.
+	ErrCorrupt = errors.New("the database is damaged")
+)
 
 // Limits that every engine must reach and that callers must stay within, so
 // that the same tree runs on a local file, PostgreSQL, FoundationDB or TiKV.
@@ -46,7 +61,8 @@ type Commit interface {
 }
 
 // A Reader reads. The slices it returns must not be changed and are valid until
-// the function that was given the Reader returns.
+// the function that was given the Reader returns; those that Scan passes to its
+// function only until that returns.
 type Reader interface {
 	// Get returns the value of a key, or nil if there is none. A value that
 	// is present and empty is not nil.

@@ -1,0 +1,372 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// stripes is how many mutexes the locks of Updates are spread over. Two keys
+// may share one: that costs time, not correctness.
+const stripes = 4096
+
+// Options of a Pebble. The zero value is usable.
+type Options struct {
+	CacheSize int64 // bytes of memory for what was read; 0: 64 MiB
+
+	// NoSync acknowledges commits before they are on stable storage: a crash
+	// of the machine loses the last moments, in order.
+	NoSync bool
+
+	Log *slog.Logger // nil: none
+}
+
+// A Pebble is an Engine in one folder of a local disk, for one process.
+type Pebble struct {
+	db    *pebble.DB
+	write *pebble.WriteOptions
+	seed  maphash.Seed
+	lock  [stripes]sync.Mutex // taken in the order of their indexes
+
+	open   sync.RWMutex // held for reading while something runs
+	closed bool         // guarded by open
+}
+
+// OpenPebble opens the database in dir, or makes one if dir is missing or empty.
+// The error says what to do if the database is in use, damaged or not one.
+func OpenPebble(dir string, opt Options) (*Pebble, error) {
+	return openPebble(vfs.Default, dir, opt)
+}
+
+func openPebble(fs vfs.FS, dir string, opt Options) (*Pebble, error) {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.CacheSize == 0 {
+		opt.CacheSize = 64 << 20
+	}
+	found, err := findDatabase(fs, dir)
+	if err != nil {
+		return nil, err
+	}
+	db, err := pebble.Open(dir, pebbleOptions(fs, found, opt))
+	if err != nil {
+		return nil, openError(fs, dir, err)
+	}
+	write := pebble.Sync
+	if opt.NoSync {
+		write = pebble.NoSync
+	}
+	return &Pebble{db: db, write: write, seed: maphash.MakeSeed()}, nil
+}
+
+func pebbleOptions(fs vfs.FS, found bool, opt Options) *pebble.Options {
+	o := &pebble.Options{
+		FS:                 fs,
+		CacheSize:          opt.CacheSize,
+		MemTableSize:       32 << 20,
+		Merger:             &pebble.Merger{Name: "flexfs.sum", Merge: mergeSum},
+		FormatMajorVersion: pebble.FormatValueSeparation,
+		ErrorIfNotExists:   found,
+		Logger:             pebbleLog{opt.Log},
+	}
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	return o
+}
+
+// begin keeps the engine open until done is called.
+func (p *Pebble) begin(ctx context.Context) (done func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	p.open.RLock()
+	if p.closed {
+		p.open.RUnlock()
+		return nil, fmt.Errorf("engine: %w", ErrClosed)
+	}
+	return p.open.RUnlock, nil
+}
+
+// View implements Engine.
+func (p *Pebble) View(ctx context.Context, fn func(Reader) error) error {
+	done, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	snap := p.db.NewSnapshot()
+	defer snap.Close()
+	r := reader{from: snap}
+	defer r.close()
+	return fn(&r)
+}
+
+// Update implements Engine.
+func (p *Pebble) Update(ctx context.Context, locks [][]byte, fn func(Tx) error) (Commit, error) {
+	done, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	defer p.acquire(locks)()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	b := p.db.NewIndexedBatch()
+	tx := transaction{reader: reader{from: b}, b: b}
+	err = fn(&tx)
+	tx.close()
+	if err == nil {
+		err = tx.err
+	}
+	if err != nil || b.Empty() {
+		b.Close()
+		return new(commit), err
+	}
+	return p.commit(b)
+}
+
+// commit makes a batch visible. The caller holds its locks: so transactions
+// that contend become durable in the order they became visible.
+func (p *Pebble) commit(b *pebble.Batch) (Commit, error) {
+	if !p.write.Sync {
+		defer b.Close()
+		if err := p.db.Apply(b, p.write); err != nil {
+			return nil, fmt.Errorf("engine: commit: %w", damage(err))
+		}
+		return new(commit), nil
+	}
+	if err := p.db.ApplyNoSyncWait(b, p.write); err != nil {
+		return nil, fmt.Errorf("engine: commit: %w", damage(err))
+	}
+	return &commit{b: b}, nil
+}
+
+// acquire takes the stripes of locks and returns what lets them go.
+func (p *Pebble) acquire(locks [][]byte) (release func()) {
+	index := make([]int, len(locks))
+	for i, key := range locks {
+		index[i] = int(maphash.Bytes(p.seed, key) % stripes)
+	}
+	slices.Sort(index)
+	index = slices.Compact(index)
+	for _, i := range index {
+		p.lock[i].Lock()
+	}
+	return func() {
+		for _, i := range index {
+			p.lock[i].Unlock()
+		}
+	}
+}
+
+// Checkpoint implements Engine.
+func (p *Pebble) Checkpoint(ctx context.Context, dir string) error {
+	done, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := p.db.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
+		return fmt.Errorf("engine: checkpoint: %w", damage(err))
+	}
+	return nil
+}
+
+// Close implements Engine. It writes out what is in memory first, so that the
+// next open has no log to replay.
+func (p *Pebble) Close() error {
+	p.open.Lock()
+	defer p.open.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	if err := errors.Join(p.db.Flush(), p.db.Close()); err != nil {
+		return fmt.Errorf("engine: close: %w", damage(err))
+	}
+	return nil
+}
+
+// A commit waits for the sync that its batch is part of.
+type commit struct {
+	once sync.Once
+	b    *pebble.Batch // nil: nothing to wait for
+	err  error
+}
+
+func (c *commit) Wait() error {
+	c.once.Do(func() {
+		if c.b == nil {
+			return
+		}
+		if err := c.b.SyncWait(); err != nil {
+			c.err = fmt.Errorf("engine: sync: %w", damage(err))
+			return
+		}
+		c.b.Close()
+		c.b = nil
+	})
+	return c.err
+}
+
+// A reader is a Reader of a snapshot or a batch.
+type reader struct {
+	from interface {
+		Get(key []byte) ([]byte, io.Closer, error)
+		NewIter(*pebble.IterOptions) (*pebble.Iterator, error)
+	}
+	got []io.Closer // what keeps the results of Get valid
+}
+
+func (r *reader) close() {
+	for _, c := range r.got {
+		c.Close()
+	}
+	r.got = nil
+}
+
+func (r *reader) Get(key []byte) ([]byte, error) {
+	v, c, err := r.from.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("engine: get: %w", damage(err))
+	}
+	r.got = append(r.got, c)
+	if v == nil {
+		v = []byte{}
+	}
+	return v, nil
+}
+
+func (r *reader) MGet(keys ...[]byte) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	for i, key := range keys {
+		var err error
+		if values[i], err = r.Get(key); err != nil {
+			return nil, err
+		}
+	}
+	return values, nil
+}
+
+func (r *reader) Scan(from, to []byte, reverse bool, fn func(key, value []byte) (bool, error)) error {
+	it, err := r.from.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+	if err != nil {
+		return fmt.Errorf("engine: scan: %w", damage(err))
+	}
+	defer it.Close()
+	start, next := it.First, it.Next
+	if reverse {
+		start, next = it.Last, it.Prev
+	}
+	for ok := start(); ok; ok = next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return fmt.Errorf("engine: scan: %w", damage(err))
+		}
+		if more, err := fn(it.Key(), v); err != nil || !more {
+			return err
+		}
+	}
+	if err := it.Error(); err != nil {
+		return fmt.Errorf("engine: scan: %w", damage(err))
+	}
+	return nil
+}
+
+// A transaction is a Tx. A write that fails fails the transaction, whether its
+// error is looked at or not.
+type transaction struct {
+	reader
+	b   *pebble.Batch
+	err error
+}
+
+// wrote checks a write of n bytes that was just made, or refuses it.
+func (t *transaction) check(key, value []byte) error {
+	switch {
+	case len(key) > MaxKey:
+		return t.fail(fmt.Errorf("engine: a key of %d bytes is %w", len(key), ErrTooLarge))
+	case len(value) > MaxValue:
+		return t.fail(fmt.Errorf("engine: a value of %d bytes is %w", len(value), ErrTooLarge))
+	case t.b.Len()+len(key)+len(value) > MaxTx:
+		return t.fail(fmt.Errorf("engine: more than %d bytes written are %w", MaxTx, ErrTooLarge))
+	}
+	return nil
+}
+
+func (t *transaction) fail(err error) error {
+	if err != nil && t.err == nil {
+		t.err = err
+	}
+	return err
+}
+
+func (t *transaction) Put(key, value []byte) error {
+	if err := t.check(key, value); err != nil {
+		return err
+	}
+	return t.fail(t.b.Set(key, value, nil))
+}
+
+func (t *transaction) Delete(key []byte) error {
+	if err := t.check(key, nil); err != nil {
+		return err
+	}
+	return t.fail(t.b.Delete(key, nil))
+}
+
+func (t *transaction) DeleteRange(from, to []byte) error {
+	if err := t.check(from, to); err != nil {
+		return err
+	}
+	return t.fail(t.b.DeleteRange(from, to, nil))
+}
+
+func (t *transaction) Add(key []byte, delta int64) error {
+	var v [8]byte
+	binary.BigEndian.PutUint64(v[:], uint64(delta))
+	if err := t.check(key, v[:]); err != nil {
+		return err
+	}
+	return t.fail(t.b.Merge(key, v[:], nil))
+}
+
+// A sum is the merge of the numbers that were added to a key. It does not
+// depend on their order.
+type sum struct{ n uint64 }
+
+func mergeSum(_, value []byte) (pebble.ValueMerger, error) {
+	s := new(sum)
+	return s, s.add(value)
+}
+
+func (s *sum) add(value []byte) error {
+	if len(value) != 8 {
+		return fmt.Errorf("engine: a number was added to a value of %d bytes: %w", len(value), ErrCorrupt)
+	}
+	s.n += binary.BigEndian.Uint64(value)
+	return nil
+}
+
+func (s *sum) MergeNewer(value []byte) error { return s.add(value) }
+func (s *sum) MergeOlder(value []byte) error { return s.add(value) }
+
+func (s *sum) Finish(bool) ([]byte, io.Closer, error) {
+	return binary.BigEndian.AppendUint64(nil, s.n), nil, nil
+}

@@ -1,0 +1,378 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"syscall"
+	"time"
+
+	"flexfs/meta"
+	"flexfs/meta/engine"
+)
+
+// maxLocks bounds the inodes that one change may lock: a rename has five.
+const maxLocks = 16
+
+// renames is locked by renames that move a directory: so no two can together
+// make a loop.
+const renames meta.Ino = 0
+
+// A change is one transaction on a volume. An inode is locked before it is read,
+// and written when the change is finished.
+type change struct {
+	engine.Tx
+	v      *volume
+	s      *session // nil: the server's own
+	req    *meta.Request
+	second int64 // for history and delayed work
+	time   meta.Time
+	locked []meta.Ino
+	inodes map[meta.Ino]*loaded
+
+	invals         []meta.Inval
+	orphans        []meta.Ino // that lost their last name
+	garbage        []BlockRef
+	bytes, counted int64 // to add to the counters
+	reserved       bool
+}
+
+// A loaded is an inode of a change.
+type loaded struct {
+	inode
+	old   []byte // as it was stored; nil: made by the change
+	dirty bool
+}
+
+// A relock is the failure of a change that met inodes that it had not locked.
+type relock struct{ inos []meta.Ino }
+
+func (r *relock) Error() string { return "tree: inodes are not locked" }
+
+// change runs fn in a transaction that has inos locked, and again with more as
+// needed. When it returns the change is durable, and every other session that
+// might have cached something that is no longer true has been told.
+func (s *session) change(ctx context.Context, req *meta.Request, inos []meta.Ino, fn func(*change) (*meta.Reply, error)) (*meta.Reply, error) {
+	for {
+		reply, c, commit, err := s.attempt(ctx, req, inos, fn)
+		var more *relock
+		if errors.As(err, &more) && len(inos)+len(more.inos) <= maxLocks {
+			inos = append(slices.Clone(inos), more.inos...)
+			continue
+		}
+		if err != nil {
+			return reply, err
+		}
+		return reply, s.settle(c, commit)
+	}
+}
+
+// attempt runs one transaction.
+func (s *session) attempt(ctx context.Context, req *meta.Request, inos []meta.Ino, fn func(*change) (*meta.Reply, error)) (reply *meta.Reply, c *change, commit engine.Commit, err error) {
+	s.run.RLock()
+	defer s.run.RUnlock()
+	if s.ended {
+		return nil, nil, nil, errNoSession
+	}
+	commit, err = s.v.update(ctx, s, req, inos, &c, func(c *change) error {
+		var err error
+		if reply, err = fn(c); err != nil {
+			return err
+		}
+		return c.answered(reply)
+	})
+	return reply, c, commit, err
+}
+
+// update runs fn in a transaction. out is set to the change as the last run of
+// fn left it.
+func (v *volume) update(ctx context.Context, s *session, req *meta.Request, inos []meta.Ino, out **change, fn func(*change) error) (engine.Commit, error) {
+	locks := make([][]byte, len(inos))
+	for i, ino := range inos {
+		locks[i] = v.inoKey(ino)
+	}
+	var c *change
+	commit, err := v.srv.cfg.Engine.Update(ctx, locks, func(tx engine.Tx) error {
+		if c != nil {
+			c.unreserve()
+		}
+		c = &change{
+			Tx: tx, v: v, s: s, req: req, second: v.now(), time: req.Time,
+			locked: inos, inodes: make(map[meta.Ino]*loaded),
+		}
+		if c.time == (meta.Time{}) {
+			c.time = meta.TimeOf(time.Now())
+		}
+		if err := fn(c); err != nil {
+			return err
+		}
+		return c.finish()
+	})
+	if err != nil {
+		if c != nil {
+			c.unreserve()
+		}
+		return nil, err
+	}
+	v.changes.Add(1)
+	*out = c
+	return commit, nil
+}
+
+// settle makes a visible change durable and tells the other sessions.
+func (s *session) settle(c *change, commit engine.Commit) error {
+	if err := s.v.srv.durable(commit); err != nil {
+		return err
+	}
+	return s.v.tell(s, c.invals, c.orphans)
+}
+
+// lock asks for locks on inodes that are not locked yet.
+func (c *change) lock(inos ...meta.Ino) error {
+	var more []meta.Ino
+	for _, ino := range inos {
+		if !slices.Contains(c.locked, ino) && !slices.Contains(more, ino) {
+			more = append(more, ino)
+		}
+	}
+	if more != nil {
+		return &relock{more}
+	}
+	return nil
+}
+
+// inode returns an inode. What is changed in it must be followed by touch.
+func (c *change) inode(ino meta.Ino) (*loaded, error) {
+	if in := c.inodes[ino]; in != nil {
+		return in, nil
+	}
+	if ino == 0 {
+		return nil, refuse(syscall.ENOENT, "there is no inode 0")
+	}
+	if err := c.lock(ino); err != nil {
+		return nil, err
+	}
+	b, err := c.Get(c.v.attrKey(ino))
+	if err != nil {
+		return nil, err
+	}
+	if b == nil {
+		return nil, refuse(syscall.ENOENT, "inode %d is gone", ino)
+	}
+	in, err := decodeInode(ino, b)
+	if err != nil {
+		return nil, err
+	}
+	if in.dead {
+		return nil, refuse(syscall.ENOENT, "inode %d is gone", ino)
+	}
+	l := &loaded{inode: *in, old: b}
+	c.inodes[ino] = l
+	return l, nil
+}
+
+// given returns an inode that the client named.
+func (c *change) given(ino meta.Ino) (*loaded, error) {
+	in, err := c.inode(c.s.in(ino))
+	if err != nil {
+		return nil, err
+	}
+	return in, c.s.reaches(c, &in.inode)
+}
+
+// dir returns a directory that the client named, in which a name is changed.
+func (c *change) dir(ino meta.Ino) (*loaded, error) {
+	in, err := c.given(ino)
+	if err != nil {
+		return nil, err
+	}
+	if !in.IsDir() {
+		return nil, refuse(syscall.ENOTDIR, "inode %d is not a directory", ino)
+	}
+	return in, nil
+}
+
+// touch marks an inode as changed.
+func (c *change) touch(in *loaded) {
+	in.Ctime = c.time
+	if !in.dirty {
+		in.dirty = true
+		in.Change++
+	}
+}
+
+// touchData marks a file's contents or a directory's entries as changed.
+func (c *change) touchData(in *loaded) {
+	c.touch(in)
+	in.Mtime = c.time
+	if !in.IsDir() {
+		in.Data++
+	}
+}
+
+// named notes that a name in a directory changed.
+func (c *change) named(dir *loaded, names ...string) {
+	c.touchData(dir)
+	c.invals = append(c.invals, meta.Inval{Ino: dir.Ino, Attr: true, Names: names})
+}
+
+// inval notes what others may have cached of an inode.
+func (c *change) inval(in *loaded, data bool) {
+	c.invals = append(c.invals, meta.Inval{
+		Ino: in.Ino, Attr: true, Data: data && !in.IsDir(), Entries: data && in.IsDir(),
+	})
+}
+
+// entry returns what a name stands for, or nil.
+func (c *change) entry(dir *loaded, name string) (*dentry, error) {
+	b, err := c.Get(c.v.dentryKey(dir.Ino, name))
+	if err != nil || b == nil {
+		return nil, err
+	}
+	d, err := decodeDentry(b)
+	return &d, err
+}
+
+// set stores value, or deletes the key if value is nil, and keeps what was there
+// for those who look at the past.
+func (c *change) set(key, value []byte) error {
+	old, err := c.Get(key)
+	if err != nil {
+		return err
+	}
+	return c.replace(key, old, value)
+}
+
+// replace is set for those who know the old value.
+func (c *change) replace(key, old, value []byte) error {
+	if err := c.remember(key, old); err != nil {
+		return err
+	}
+	if value == nil {
+		return c.Delete(key)
+	}
+	return c.Put(key, value)
+}
+
+// remember writes the history of a key: one record for each second in which it
+// changed, with what it was before: 0 if it was not there, 1 and the value.
+func (c *change) remember(key, old []byte) error {
+	retention := c.v.config.Load().Retention
+	if retention == 0 {
+		return nil
+	}
+	hkey := c.v.historyKey(key, c.second)
+	if b, err := c.Get(hkey); err != nil || b != nil {
+		return err
+	}
+	value := []byte{0}
+	if old != nil {
+		value = append([]byte{1}, old...)
+	}
+	if err := c.Put(hkey, value); err != nil || retention < 0 {
+		return err
+	}
+	due := c.second + int64(retention/time.Second) + 1
+	return c.Put(append(c.v.delayedKey(due, delayedHistory), hkey[4:]...), nil)
+}
+
+// count adds to the volume's counters what an inode with a name has.
+func (c *change) count(bytes, inodes int64) {
+	c.bytes += bytes
+	c.counted += inodes
+}
+
+// drop notes that no file has the object of a block any more.
+func (c *change) drop(ino meta.Ino, k *meta.Block) {
+	if !k.Inline {
+		c.garbage = append(c.garbage, BlockRef{ino, k.Index, k.Gen})
+	}
+}
+
+// finish writes what the change collected.
+func (c *change) finish() error {
+	for ino, in := range c.inodes {
+		if !in.dirty {
+			continue
+		}
+		key := c.v.attrKey(ino)
+		if in.old != nil {
+			if err := c.remember(key, in.old); err != nil {
+				return err
+			}
+		}
+		if err := c.Put(key, in.encode()); err != nil {
+			return err
+		}
+	}
+	if err := c.finishGarbage(); err != nil {
+		return err
+	}
+	return c.finishCounters()
+}
+
+// refsPerRecord bounds a record of objects to delete: one request deletes as
+// many.
+const refsPerRecord = 1000
+
+func (c *change) finishGarbage() error {
+	due := c.v.keep(c.second)
+	for part := uint16(0); len(c.garbage) > 0; part++ {
+		ino := c.garbage[0].Ino // all are of one inode
+		n := min(len(c.garbage), refsPerRecord)
+		key := binary.BigEndian.AppendUint64(c.v.delayedKey(due, delayedBlocks), uint64(ino))
+		key = binary.BigEndian.AppendUint64(key, c.inodes[ino].Change)
+		key = binary.BigEndian.AppendUint16(key, part)
+		var value []byte
+		for _, r := range c.garbage[:n] {
+			value = appendRef(value, r)
+		}
+		if err := c.Put(key, value); err != nil {
+			return err
+		}
+		c.garbage = c.garbage[n:]
+	}
+	return nil
+}
+
+func (c *change) finishCounters() error {
+	if err := c.v.reserve(c.bytes, c.counted); err != nil {
+		return err
+	}
+	c.reserved = true
+	if c.bytes != 0 {
+		if err := c.Add(c.v.counterKey(counterBytes), c.bytes); err != nil {
+			return err
+		}
+	}
+	if c.counted != 0 {
+		return c.Add(c.v.counterKey(counterInodes), c.counted)
+	}
+	return nil
+}
+
+func (c *change) unreserve() {
+	if c.reserved {
+		c.v.unreserve(c.bytes, c.counted)
+		c.reserved = false
+	}
+}
+
+// answered notes that the session is going to know what reply says, and stores
+// the reply: the change and its answer are one transaction.
+func (c *change) answered(reply *meta.Reply) error {
+	inos := []meta.Ino{reply.Attr.Ino, reply.Parent.Ino, reply.Parent2.Ino, reply.Replaced.Ino}
+	reply.Cache = c.v.holdAll(c.s, inos)
+	c.s.out(reply)
+	return c.Put(c.v.slotKey(c.s.id, c.req.Slot), encodeSlot(c.req.Seq, reply))
+}
+
+// told is the form in which a client gets an inode's attributes.
+func (in *inode) told() meta.Attr {
+	a := in.Attr
+	if !a.IsDir() {
+		a.Parent = 0
+	}
+	return a
+}

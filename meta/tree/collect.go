@@ -1,0 +1,260 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"flexfs/meta"
+	"flexfs/meta/engine"
+)
+
+// Run ends sessions whose leases have ended and removes what nobody needs any
+// more, until ctx is done or the engine fails, whose error it returns then: the
+// process should end.
+func (srv *Server) Run(ctx context.Context) error {
+	tick := time.NewTicker(min(srv.cfg.Lease/4, time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-srv.broken:
+			return fmt.Errorf("tree: the engine failed: %w", srv.brokenWith)
+		case <-tick.C:
+		}
+		srv.expire()
+		if time.Since(srv.start) > srv.cfg.Lease*9/8 {
+			srv.collect(ctx)
+		}
+	}
+}
+
+func (srv *Server) list() []*volume {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	var all []*volume
+	for _, v := range srv.volumes {
+		all = append(all, v)
+	}
+	return all
+}
+
+// expire ends the sessions whose leases have ended.
+func (srv *Server) expire() {
+	for _, v := range srv.list() {
+		v.mu.Lock()
+		var late []*session
+		for _, s := range v.sessions {
+			if time.Now().After(s.leaseEnd()) {
+				late = append(late, s)
+			}
+		}
+		v.mu.Unlock()
+		for _, s := range late {
+			v.lapse(s)
+		}
+	}
+}
+
+// collect does the delayed work that is due, of each volume a bounded part.
+func (srv *Server) collect(ctx context.Context) {
+	for _, v := range srv.list() {
+		if cfg, err := srv.cfg.Volumes(v.id); err == nil {
+			if err := v.configure(cfg); err != nil {
+				srv.cfg.Log.Error("settings of a volume are not usable", "volume", v.id, "err", err)
+			}
+		}
+		if err := v.collect(ctx); err != nil && ctx.Err() == nil {
+			srv.cfg.Log.Warn("garbage stays for now", "volume", v.id, "err", err) // the next round finds it again
+		}
+	}
+}
+
+// A task is a piece of delayed work.
+type task struct {
+	key, value []byte
+	kind       byte
+}
+
+// tasksPerRound bounds the delayed work of a volume that is read at a time.
+const tasksPerRound = 2000
+
+// collect does the delayed work that is due, until it is done or time is over.
+func (v *volume) collect(ctx context.Context) error {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		tasks, err := v.due(ctx)
+		if err != nil || len(tasks) == 0 {
+			return err
+		}
+		if err := v.work(ctx, tasks); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// due returns delayed work whose time has come, in the order of time.
+func (v *volume) due(ctx context.Context) ([]task, error) {
+	prefix := v.key(tableDelayed)
+	to := binary.BigEndian.AppendUint64(slices.Clone(prefix), uint64(v.now()))
+	var tasks []task
+	err := v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
+		return r.Scan(prefix, to, false, func(key, value []byte) (bool, error) {
+			if len(key) < len(prefix)+9 {
+				return false, fmt.Errorf("tree: key of delayed work: %w", errValue)
+			}
+			tasks = append(tasks, task{slices.Clone(key), slices.Clone(value), key[len(prefix)+8]})
+			return len(tasks) < tasksPerRound, nil
+		})
+	})
+	return tasks, err
+}
+
+// work does tasks: blocks of several at once, as one request deletes many.
+func (v *volume) work(ctx context.Context, tasks []task) error {
+	var refs []BlockRef
+	var done [][]byte
+	for _, t := range tasks {
+		body := t.key[14:] // after the volume, table, due and kind
+		switch {
+		case t.kind == delayedBlocks && len(body) == 18:
+			more, err := decodeRefs(meta.Ino(binary.BigEndian.Uint64(body)), t.value)
+			if err != nil {
+				return err
+			}
+			if len(refs)+len(more) > refsPerRecord && len(refs) > 0 {
+				if err := v.finishDeletes(ctx, refs, done); err != nil {
+					return err
+				}
+				refs, done = nil, nil
+			}
+			refs = append(refs, more...)
+			done = append(done, t.key)
+		case t.kind == delayedHistory && len(body) > 9:
+			done = append(done, t.key, append(t.key[:4:4], body...))
+		case t.kind == delayedInode && len(body) == 8:
+			if err := v.collectInode(ctx, t.key, meta.Ino(binary.BigEndian.Uint64(body))); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("tree: delayed work %q: %w", t.kind, errValue)
+		}
+	}
+	return v.finishDeletes(ctx, refs, done)
+}
+
+// finishDeletes deletes blocks and then the records that asked for it.
+func (v *volume) finishDeletes(ctx context.Context, refs []BlockRef, done [][]byte) error {
+	if err := v.deleteBlocks(ctx, refs); err != nil || len(done) == 0 {
+		return err
+	}
+	_, err := v.srv.cfg.Engine.Update(ctx, nil, func(tx engine.Tx) error {
+		for _, key := range done {
+			if err := tx.Delete(key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+func (v *volume) deleteBlocks(ctx context.Context, refs []BlockRef) error {
+	if len(refs) == 0 {
+		return nil
+	}
+	if v.srv.cfg.Delete == nil {
+		return errors.New("tree: nothing deletes blocks")
+	}
+	if err := v.srv.cfg.Delete(ctx, v.id, refs); err != nil {
+		return fmt.Errorf("tree: delete %d blocks: %w", len(refs), err)
+	}
+	return nil
+}
+
+// collectInode removes an inode without a name, in steps, unless it is in use.
+func (v *volume) collectInode(ctx context.Context, key []byte, ino meta.Ino) error {
+	dying, err := v.condemn(ctx, key, ino)
+	for err == nil && dying {
+		var refs []BlockRef
+		var keys [][]byte
+		if refs, keys, err = v.someBlocks(ctx, ino); err != nil {
+			return err
+		}
+		if len(keys) == 0 {
+			return v.erase(ctx, key, ino)
+		}
+		err = v.finishDeletes(ctx, refs, keys)
+	}
+	return err
+}
+
+// condemn marks an inode as being removed. If it has a name again, or is in use,
+// it is not, and its task is done or delayed.
+func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying bool, err error) {
+	_, err = v.srv.cfg.Engine.Update(ctx, [][]byte{v.inoKey(ino)}, func(tx engine.Tx) error {
+		b, err := tx.Get(v.attrKey(ino))
+		if err != nil {
+			return err
+		}
+		if b == nil {
+			return tx.Delete(key)
+		}
+		in, err := decodeInode(ino, b)
+		if err != nil {
+			return err
+		}
+		if in.Nlink > 0 {
+			return tx.Delete(key)
+		}
+		if !in.dead && v.inUse(ino) {
+			if err := tx.Delete(key); err != nil {
+				return err
+			}
+			return tx.Put(v.delayedInodeKey(v.keep(v.now()), ino), nil)
+		}
+		in.dead, dying = true, true
+		return tx.Put(v.attrKey(ino), in.encode())
+	})
+	return dying, err
+}
+
+// someBlocks returns objects of an inode and their records' keys.
+func (v *volume) someBlocks(ctx context.Context, ino meta.Ino) (refs []BlockRef, keys [][]byte, err error) {
+	err = v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
+		return v.eachBlock(r, ino, 0, func(k *meta.Block) (bool, error) {
+			if !k.Inline {
+				refs = append(refs, BlockRef{ino, k.Index, k.Gen})
+			}
+			keys = append(keys, v.blockKey(ino, k.Index))
+			return len(keys) < refsPerRecord, nil
+		})
+	})
+	return refs, keys, err
+}
+
+// erase removes what is left of an inode.
+func (v *volume) erase(ctx context.Context, key []byte, ino meta.Ino) error {
+	prefix := v.inoKey(ino)
+	_, err := v.srv.cfg.Engine.Update(ctx, [][]byte{prefix}, func(tx engine.Tx) error {
+		if err := tx.DeleteRange(prefix, after(prefix)); err != nil {
+			return err
+		}
+		return tx.Delete(key)
+	})
+	if err != nil {
+		return err
+	}
+	v.changes.Add(1)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for s := range v.holders[ino] {
+		delete(s.holds, ino)
+	}
+	delete(v.holders, ino)
+	return nil
+}

@@ -1,0 +1,185 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"syscall"
+
+	"flexfs/meta"
+	"flexfs/meta/engine"
+)
+
+func (s *session) commit(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	if err := s.v.checkCommit(req); err != nil {
+		return nil, err
+	}
+	return s.change(ctx, req, []meta.Ino{s.in(req.Ino)}, func(c *change) (*meta.Reply, error) {
+		in, err := c.given(req.Ino)
+		if err != nil {
+			return nil, err
+		}
+		if in.IsDir() {
+			return nil, refuse(syscall.EISDIR, "inode %d is a directory", req.Ino)
+		}
+		if !in.IsRegular() {
+			return nil, refuse(syscall.EINVAL, "inode %d is not a file", req.Ino)
+		}
+		in.Size = max(in.Size, req.Size)
+		for i := range req.Blocks {
+			if err := c.store(in, &req.Blocks[i]); err != nil {
+				return nil, err
+			}
+		}
+		c.touchData(in)
+		c.setAttr(in, req.Set&^meta.SetSize, &req.Attr)
+		c.inval(in, true)
+		return c.v.told(c, &in.inode)
+	})
+}
+
+// checkCommit refuses block records that cannot be.
+func (v *volume) checkCommit(req *meta.Request) error {
+	if len(req.Blocks) > meta.MaxCommit {
+		return refuse(syscall.EINVAL, "%d blocks; one commit may have %d", len(req.Blocks), meta.MaxCommit)
+	}
+	if req.Size > meta.MaxSize {
+		return refuse(syscall.EFBIG, "a file of %d bytes", req.Size)
+	}
+	seen := make(map[uint32]bool, len(req.Blocks))
+	for i := range req.Blocks {
+		k := &req.Blocks[i]
+		if seen[k.Index] {
+			return refuse(syscall.EINVAL, "block %d twice", k.Index)
+		}
+		seen[k.Index] = true
+		if err := v.checkBlock(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *volume) checkBlock(k *meta.Block) error {
+	switch {
+	case k.Gen == (meta.Gen{}):
+		return refuse(syscall.EINVAL, "block %d has no version", k.Index)
+	case k.Len == 0 || k.Len > v.blockSize:
+		return refuse(syscall.EINVAL, "block %d has %d bytes; blocks have 1 to %d", k.Index, k.Len, v.blockSize)
+	case uint64(k.Index)*uint64(v.blockSize) >= meta.MaxSize:
+		return refuse(syscall.EFBIG, "block %d is beyond the largest file", k.Index)
+	case !k.Inline && len(k.Data) > 0:
+		return refuse(syscall.EINVAL, "block %d has bytes and is not inline", k.Index)
+	case k.Inline && k.Index != 0:
+		return refuse(syscall.EINVAL, "block %d is inline; only block 0 may be", k.Index)
+	case k.Inline && (len(k.Data) > int(k.Len) || k.Stored != 0):
+		return refuse(syscall.EINVAL, "the inline block has %d bytes of %d, and an object of %d", len(k.Data), k.Len, k.Stored)
+	case k.Inline && k.Len > meta.MaxInline:
+		return refuse(syscall.EINVAL, "%d bytes inline; at most %d may be", k.Len, meta.MaxInline)
+	}
+	return nil
+}
+
+// store makes a block part of a file, whose size counts it already.
+func (c *change) store(in *loaded, k *meta.Block) error {
+	old, err := c.v.block(c, in.Ino, k.Index)
+	if err != nil {
+		return err
+	}
+	if err := checkBase(k, old); err != nil {
+		return err
+	}
+	record := meta.Block{Index: k.Index, Gen: k.Gen, Len: k.Len, Stored: k.Stored, Inline: k.Inline, Data: k.Data}
+	start := uint64(k.Index) * uint64(c.v.blockSize)
+	if start >= in.Size { // the file was cut meanwhile
+		c.drop(in.Ino, &record)
+		return nil
+	}
+	record.Len = uint32(min(uint64(record.Len), in.Size-start))
+	record.Data = record.Data[:min(len(record.Data), int(record.Len))]
+	var before []byte
+	if old != nil {
+		before = encodeBlock(old)
+		c.addBytes(in, -int64(old.Len))
+		if old.Gen != k.Gen {
+			c.drop(in.Ino, old)
+		}
+	}
+	c.addBytes(in, int64(record.Len))
+	if k.Index == 0 {
+		in.inline = record.Inline
+	}
+	return c.replace(c.v.blockKey(in.Ino, k.Index), before, encodeBlock(&record))
+}
+
+// checkBase refuses a block that was made from another version than the one that
+// is current.
+func checkBase(k, old *meta.Block) error {
+	var current meta.Gen
+	if old != nil {
+		current = old.Gen
+	}
+	if !k.Whole && k.Base != current {
+		return refuse(syscall.ESTALE, "block %d is at version %v, not %v", k.Index, current, k.Base)
+	}
+	return nil
+}
+
+func (s *session) punch(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	err := s.steps(ctx, req, func(c *change, in *loaded) (bool, error) {
+		if !in.IsRegular() {
+			return false, refuse(syscall.EINVAL, "inode %d is not a file", req.Ino)
+		}
+		to, more, err := c.v.head(c, in.Ino, req.Index, req.Index2)
+		if err != nil || !more {
+			return false, err
+		}
+		c.touchData(in)
+		return true, c.removeBlocks(in, req.Index, to)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.change(ctx, req, []meta.Ino{s.in(req.Ino)}, func(c *change) (*meta.Reply, error) {
+		in, err := c.given(req.Ino)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.removeBlocks(in, req.Index, req.Index2); err != nil {
+			return nil, err
+		}
+		c.touchData(in)
+		c.inval(in, true)
+		return c.v.told(c, &in.inode)
+	})
+}
+
+// head returns the index after blockStep records of a file from <= i < to; more
+// is false if there are no more than that.
+func (v *volume) head(r engine.Reader, ino meta.Ino, from, to uint32) (next uint32, more bool, err error) {
+	n := 0
+	err = v.eachBlock(r, ino, from, func(k *meta.Block) (bool, error) {
+		n++
+		next = k.Index
+		return n <= blockStep && k.Index < to, nil
+	})
+	return next, n > blockStep && next < to, err
+}
+
+// tail returns the index of the first of the last blockStep records of a file;
+// more is false if there are no more than that from first on.
+func (v *volume) tail(r engine.Reader, ino meta.Ino, first uint32) (from uint32, more bool, err error) {
+	n := 0
+	from = math.MaxUint32
+	err = r.Scan(v.blockKey(ino, first), v.blockEnd(ino), true, func(key, _ []byte) (bool, error) {
+		if n++; n > blockStep {
+			return false, nil
+		}
+		from = indexOf(key)
+		return true, nil
+	})
+	return from, n > blockStep, err
+}
+
+// indexOf returns the block that a key of a block record is for.
+func indexOf(key []byte) uint32 { return binary.BigEndian.Uint32(key[len(key)-4:]) }

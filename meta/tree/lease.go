@@ -1,0 +1,286 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"flexfs/meta"
+	"flexfs/meta/engine"
+)
+
+// holdAll makes a session a holder of inodes. It returns false if the session
+// holds too many: it must not cache them then.
+func (v *volume) holdAll(s *session, inos []meta.Ino) bool {
+	ok, _ := v.hold(s, inos)
+	return ok
+}
+
+// hold is holdAll; fresh tells that some were not held before.
+func (v *volume) hold(s *session, inos []meta.Ino) (ok, fresh bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.sessions[s.id] != s {
+		return false, false
+	}
+	ok = len(s.holds)+len(inos) <= v.srv.cfg.MaxHeld
+	for _, ino := range inos {
+		if _, held := s.holds[ino]; ino == 0 || held {
+			continue
+		}
+		fresh = true
+		if ok {
+			s.holds[ino] = struct{}{}
+			add(v.holders, ino, s)
+		}
+	}
+	return ok || !fresh, fresh
+}
+
+// release makes a session no holder of an inode any more.
+func (v *volume) release(s *session, ino meta.Ino) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(s.holds, ino)
+	remove(v.holders, ino, s)
+}
+
+// tell calls back every session but s that may have cached what invals say, and
+// returns when they have answered or their leases have ended. Inodes that lost
+// their last name are kept for the sessions that have them in use.
+func (v *volume) tell(s *session, invals []meta.Inval, orphans []meta.Ino) error {
+	tasks := v.concerned(s, invals)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var failed error
+	for other, list := range tasks {
+		wg.Go(func() {
+			inUse := v.callBack(other, list)
+			inUse = slices.DeleteFunc(inUse, func(ino meta.Ino) bool { return !slices.Contains(orphans, ino) })
+			if err := v.keepOpen(context.Background(), other, inUse); err != nil {
+				mu.Lock()
+				failed = errors.Join(failed, err)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return failed
+}
+
+// concerned returns which sessions hold what, of invals. A session that was
+// alive before this server started and has not returned may have cached
+// anything.
+func (v *volume) concerned(s *session, invals []meta.Inval) map[*session][]meta.Inval {
+	tasks := make(map[*session][]meta.Inval)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, inval := range invals {
+		for other := range v.holders[inval.Ino] {
+			if other != s {
+				tasks[other] = append(tasks[other], inval)
+			}
+		}
+	}
+	if len(invals) == 0 {
+		return nil
+	}
+	for _, other := range v.sessions {
+		if other != s && !other.returned() {
+			tasks[other] = slices.Clone(invals)
+		}
+	}
+	return tasks
+}
+
+func (s *session) returned() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fresh
+}
+
+// callBack tells one session what it must no longer believe, over whatever
+// connection it has, until it has answered or its lease has ended. It returns
+// which of the inodes the session has in use.
+func (v *volume) callBack(s *session, invals []meta.Inval) []meta.Ino {
+	req := &meta.Request{Op: meta.OpInval, Invals: s.outInvals(invals)}
+	for {
+		s.mu.Lock()
+		conn, changed, ended, fresh := s.conn, s.changed, s.ended, s.fresh
+		s.mu.Unlock()
+		if ended {
+			return nil
+		}
+		wait := time.Until(s.leaseEnd())
+		if wait <= 0 {
+			v.lapse(s)
+			return nil
+		}
+		if conn == nil || !fresh {
+			pause(wait, changed)
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), wait)
+		reply, err := conn.Push(ctx, req)
+		cancel()
+		if err == nil && reply.Errno == 0 {
+			return v.answered(s, invals, reply)
+		}
+		if time.Now().Before(s.leaseEnd()) && s.connected(conn) {
+			pause(min(wait, pushPause), changed)
+		}
+	}
+}
+
+// pushPause is how long a push that failed on a living connection waits before
+// the next.
+const pushPause = 50 * time.Millisecond
+
+// pause waits for d, or until changed is closed.
+func pause(d time.Duration, changed <-chan struct{}) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-changed:
+	}
+}
+
+func (s *session) connected(conn meta.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn == conn
+}
+
+// answered takes note of the answer to a call-back: a session that was told to
+// drop all that it had of an inode, and does not use it, holds it no more.
+func (v *volume) answered(s *session, invals []meta.Inval, reply *meta.Reply) []meta.Ino {
+	inUse := make([]meta.Ino, len(reply.Inos))
+	for i, ino := range reply.Inos {
+		inUse[i] = s.in(ino)
+	}
+	for _, inval := range invals {
+		all := inval.Attr && (inval.Data || inval.Entries)
+		if all && !slices.Contains(inUse, inval.Ino) && inval.Ino != s.root {
+			v.release(s, inval.Ino)
+		}
+	}
+	return inUse
+}
+
+// lapse ends a session whose lease has ended.
+func (v *volume) lapse(s *session) {
+	if err := v.end(s, "its lease ended"); err != nil {
+		v.srv.cfg.Log.Error("ending a session failed", "session", s.id, "err", err)
+	}
+}
+
+// keepOpen notes durably which unlinked inodes a session has in use.
+func (v *volume) keepOpen(ctx context.Context, s *session, inos []meta.Ino) error {
+	for len(inos) > 0 {
+		n := min(len(inos), closeStep)
+		if err := v.keepOpenStep(ctx, s, inos[:n]); err != nil {
+			return err
+		}
+		inos = inos[n:]
+	}
+	return nil
+}
+
+func (v *volume) keepOpenStep(ctx context.Context, s *session, inos []meta.Ino) error {
+	s.run.RLock()
+	defer s.run.RUnlock()
+	if s.ended {
+		return nil
+	}
+	var locks [][]byte
+	for _, ino := range inos {
+		locks = append(locks, v.inoKey(ino))
+	}
+	commit, err := v.srv.cfg.Engine.Update(ctx, locks, func(tx engine.Tx) error {
+		for _, ino := range inos {
+			b, err := tx.Get(v.attrKey(ino))
+			if err != nil {
+				return err
+			}
+			if b == nil {
+				continue
+			}
+			in, err := decodeInode(ino, b)
+			if err != nil {
+				return err
+			}
+			if in.Nlink == 0 && !in.dead {
+				if err := v.opened(tx, s, ino); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return v.srv.durable(commit)
+}
+
+// opened notes that a session has an unlinked inode in use. The caller has it
+// locked.
+func (v *volume) opened(tx engine.Tx, s *session, ino meta.Ino) error {
+	v.mu.Lock()
+	add(v.open, ino, s)
+	v.mu.Unlock()
+	return tx.Put(v.openKey(s.id, ino), nil)
+}
+
+// closeStep bounds the inodes of one transaction of an OpClose.
+const closeStep = 512
+
+// closeInos takes note that unlinked inodes are not in use any more.
+func (s *session) closeInos(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	if len(req.Inos) > maxInos {
+		return nil, refuse(syscall.EINVAL, "more than %d inodes", maxInos)
+	}
+	v := s.v
+	inos := make([]meta.Ino, len(req.Inos))
+	for i, ino := range req.Inos {
+		inos[i] = s.in(ino)
+	}
+	var c *change
+	s.run.RLock()
+	defer s.run.RUnlock()
+	if s.ended {
+		return nil, errNoSession
+	}
+	reply := new(meta.Reply)
+	commit, err := v.update(ctx, s, req, nil, &c, func(c *change) error {
+		for _, ino := range inos {
+			if err := c.Delete(v.openKey(s.id, ino)); err != nil {
+				return err
+			}
+		}
+		return c.answered(reply)
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	for _, ino := range inos {
+		remove(v.open, ino, s)
+	}
+	v.mu.Unlock()
+	return reply, v.srv.durable(commit)
+}
+
+// maxInos bounds the inodes of one OpClose.
+const maxInos = 100_000
+
+// inUse tells whether some session has an unlinked inode in use.
+func (v *volume) inUse(ino meta.Ino) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.open[ino]) > 0
+}

@@ -1,0 +1,269 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"syscall"
+
+	"flexfs/meta"
+	"flexfs/meta/engine"
+)
+
+// A view is a look at one state of a volume for a session.
+type view struct {
+	engine.Reader
+	v    *volume
+	s    *session
+	hold []meta.Ino // what the session is told of
+}
+
+// read answers from one state of the volume. The session becomes a holder of
+// what it is told before the state is looked at, or else is looked at again: so
+// no change slips in between.
+func (s *session) read(ctx context.Context, fn func(*view) (*meta.Reply, error)) (*meta.Reply, error) {
+	for try := 0; ; try++ {
+		var reply *meta.Reply
+		seen := s.v.changes.Load()
+		q := view{v: s.v, s: s}
+		err := s.v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
+			q.Reader = r
+			var err error
+			reply, err = fn(&q)
+			return err
+		})
+		var no *refusal
+		if err != nil && !errors.As(err, &no) {
+			return nil, err
+		}
+		ok, fresh := s.v.hold(s, q.hold)
+		steady := !fresh || s.v.changes.Load() == seen
+		if !ok || steady || try == 3 {
+			if reply == nil {
+				reply = new(meta.Reply)
+			}
+			reply.Cache = ok && steady
+			s.out(reply)
+			return reply, err
+		}
+	}
+}
+
+// inode returns an inode that the client named.
+func (q *view) inode(ino meta.Ino) (*inode, error) {
+	in, err := q.v.inode(q, q.s.in(ino))
+	if err != nil {
+		return nil, err
+	}
+	q.hold = append(q.hold, in.Ino)
+	return in, q.s.reaches(q, in)
+}
+
+// dir returns a directory that the client named.
+func (q *view) dir(ino meta.Ino) (*inode, error) {
+	in, err := q.inode(ino)
+	if err != nil {
+		return nil, err
+	}
+	if !in.IsDir() {
+		return nil, refuse(syscall.ENOTDIR, "inode %d is not a directory", ino)
+	}
+	return in, nil
+}
+
+// inode reads an inode.
+func (v *volume) inode(r engine.Reader, ino meta.Ino) (*inode, error) {
+	b, err := r.Get(v.attrKey(ino))
+	if err != nil {
+		return nil, err
+	}
+	if b == nil {
+		return nil, refuse(syscall.ENOENT, "inode %d is gone", ino)
+	}
+	in, err := decodeInode(ino, b)
+	if err == nil && in.dead {
+		err = refuse(syscall.ENOENT, "inode %d is gone", ino)
+	}
+	return in, err
+}
+
+// told returns what the client is told of an inode: its attributes, and its
+// contents if they are inline.
+func (v *volume) told(r engine.Reader, in *inode) (*meta.Reply, error) {
+	reply := &meta.Reply{Attr: in.told()}
+	if !in.inline {
+		return reply, nil
+	}
+	var err error
+	reply.Block, err = v.block(r, in.Ino, 0)
+	return reply, err
+}
+
+// block returns the record of a block, or nil if it is a hole.
+func (v *volume) block(r engine.Reader, ino meta.Ino, index uint32) (*meta.Block, error) {
+	b, err := r.Get(v.blockKey(ino, index))
+	if err != nil || b == nil {
+		return nil, err
+	}
+	return decodeBlock(index, b)
+}
+
+func (s *session) getattr(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	return s.read(ctx, func(q *view) (*meta.Reply, error) {
+		in, err := q.inode(req.Ino)
+		if err != nil {
+			return nil, err
+		}
+		return q.v.told(q, in)
+	})
+}
+
+func (s *session) lookup(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	return s.read(ctx, func(q *view) (*meta.Reply, error) {
+		dir, err := q.dir(req.Ino)
+		if err != nil {
+			return nil, err
+		}
+		in, err := q.find(dir, req.Name)
+		if err != nil {
+			return nil, err
+		}
+		q.hold = append(q.hold, in.Ino)
+		return q.v.told(q, in)
+	})
+}
+
+// find returns what a name in dir stands for.
+func (q *view) find(dir *inode, name string) (*inode, error) {
+	switch {
+	case name == ".":
+		return dir, nil
+	case name == ".." && dir.Ino == q.s.root:
+		return dir, nil
+	case name == "..":
+		return q.v.inode(q, dir.Parent)
+	case len(name) > meta.MaxName:
+		return nil, refuse(syscall.ENAMETOOLONG, "a name of %d bytes", len(name))
+	}
+	b, err := q.Get(q.v.dentryKey(dir.Ino, name))
+	if err != nil {
+		return nil, err
+	}
+	if b == nil {
+		return nil, refuse(syscall.ENOENT, "%q is not there", name)
+	}
+	d, err := decodeDentry(b)
+	if err != nil {
+		return nil, err
+	}
+	return q.v.inode(q, d.ino)
+}
+
+// Bounds of one answer to an OpReaddir: its frame may have 4 MiB.
+const (
+	maxEntries     = 10_000
+	maxListing     = 2 << 20 // bytes, roughly
+	entryOverhead  = 24      // bytes of an entry beside its name
+	attributesSize = 160     // bytes of attributes beside a link's target
+)
+
+func (s *session) readdir(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	limit := int(min(req.Limit, maxEntries))
+	if limit == 0 {
+		limit = maxEntries
+	}
+	return s.read(ctx, func(q *view) (*meta.Reply, error) {
+		dir, err := q.dir(req.Ino)
+		if err != nil {
+			return nil, err
+		}
+		return q.list(dir, req.Name, limit, req.Plus)
+	})
+}
+
+// list returns the entries of dir after a name.
+func (q *view) list(dir *inode, start string, limit int, plus bool) (*meta.Reply, error) {
+	prefix := q.v.dentryKey(dir.Ino, "")
+	from := prefix
+	if start != "" {
+		from = append(q.v.dentryKey(dir.Ino, start), 0)
+	}
+	reply := &meta.Reply{EOF: true, Attr: dir.told()}
+	size := 0
+	err := q.Scan(from, after(prefix), false, func(key, value []byte) (bool, error) {
+		if len(reply.Entries) == limit || size > maxListing {
+			reply.EOF = false
+			return false, nil
+		}
+		d, err := decodeDentry(value)
+		if err != nil {
+			return false, err
+		}
+		e := meta.Entry{Name: string(key[len(prefix):]), Attr: meta.Attr{Ino: d.ino, Mode: d.typ}}
+		size += len(e.Name) + entryOverhead
+		if plus {
+			if err := q.describe(&e); err != nil {
+				return false, err
+			}
+			size += attributesSize + len(e.Attr.Target)
+		}
+		reply.Entries = append(reply.Entries, e)
+		return true, nil
+	})
+	return reply, err
+}
+
+// describe fills in the attributes of an entry.
+func (q *view) describe(e *meta.Entry) error {
+	in, err := q.v.inode(q, e.Attr.Ino)
+	if err != nil {
+		return err
+	}
+	e.Attr = in.told()
+	q.hold = append(q.hold, in.Ino)
+	return nil
+}
+
+// maxBlocks bounds the records of one answer to an OpBlocks.
+const maxBlocks = 16_384
+
+func (s *session) blocks(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	limit := int(min(req.Limit, maxBlocks))
+	if limit == 0 {
+		limit = maxBlocks
+	}
+	return s.read(ctx, func(q *view) (*meta.Reply, error) {
+		in, err := q.inode(req.Ino)
+		if err != nil {
+			return nil, err
+		}
+		if !in.IsRegular() {
+			return nil, refuse(syscall.EINVAL, "inode %d is not a file", req.Ino)
+		}
+		reply := &meta.Reply{Attr: in.told(), EOF: true}
+		err = q.v.eachBlock(q, in.Ino, req.Index, func(k *meta.Block) (bool, error) {
+			if len(reply.Blocks) == limit {
+				reply.EOF = false
+				return false, nil
+			}
+			reply.Blocks = append(reply.Blocks, *k)
+			return true, nil
+		})
+		return reply, err
+	})
+}
+
+// eachBlock calls fn for each record of a file from index on, until it returns
+// false.
+func (v *volume) eachBlock(r engine.Reader, ino meta.Ino, index uint32, fn func(*meta.Block) (bool, error)) error {
+	return r.Scan(v.blockKey(ino, index), v.blockEnd(ino), false, func(key, value []byte) (bool, error) {
+		if len(key) != 18 {
+			return false, errValue
+		}
+		k, err := decodeBlock(binary.BigEndian.Uint32(key[14:]), value)
+		if err != nil {
+			return false, err
+		}
+		return fn(k)
+	})
+}

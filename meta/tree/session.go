@@ -1,0 +1,409 @@
+package tree
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"flexfs/meta"
+	"flexfs/meta/engine"
+)
+
+// version is the newest protocol that this server speaks.
+const version = 1
+
+// A session is a client, over as many connections as it takes. It ends when the
+// client says so or is not heard of for the time of a lease.
+type session struct {
+	v      *volume
+	id     uint64
+	secret string
+	name   string
+	root   meta.Ino // what the client calls meta.Root
+
+	slots [slots]slot
+
+	// run is held for reading while a transaction of the session runs, and for
+	// writing while it ends: so nothing is stored for it after its end.
+	run   sync.RWMutex
+	ended bool // guarded by run and mu: set under both
+
+	mu      sync.Mutex // guards what follows
+	write   bool
+	conn    meta.Conn                     // nil: not connected
+	fresh   bool                          // connected since this server started
+	contact time.Time                     // when the client was last heard of
+	changed chan struct{}                 // closed and replaced when conn, fresh or ended change
+	waits   map[uint64]context.CancelFunc // waits for locks, by the requests' IDs
+
+	holds    map[meta.Ino]struct{} // what it may cache; guarded by v.mu, as v.holders
+	trimming bool                  // some of holds is being called back; guarded by v.mu
+}
+
+// A sessionRecord is what is stored of a session, as JSON.
+type sessionRecord struct {
+	Secret string   `json:"secret"`
+	Name   string   `json:"name"`
+	Root   meta.Ino `json:"root"`
+	Write  bool     `json:"write"`
+}
+
+func (v *volume) newSession(id uint64, rec sessionRecord) *session {
+	s := &session{
+		v: v, id: id, secret: rec.Secret, name: rec.Name, root: rec.Root, write: rec.Write,
+		contact: time.Now(), changed: make(chan struct{}), waits: make(map[uint64]context.CancelFunc),
+		holds: make(map[meta.Ino]struct{}),
+	}
+	for i := range s.slots {
+		s.slots[i].busy = make(chan struct{}, 1)
+	}
+	return s
+}
+
+// signal wakes those who wait for a change of the session. The caller holds mu.
+func (s *session) signal() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *session) readOnly() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.write
+}
+
+// touch notes that the client was heard of over conn. It returns false if conn
+// is not the session's connection any more.
+func (s *session) touch(conn meta.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != conn || s.ended {
+		return false
+	}
+	s.contact = time.Now()
+	return true
+}
+
+// leaseEnd returns when what the session may cache is no longer valid. Clocks
+// may differ in speed by an eighth.
+func (s *session) leaseEnd() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.contact.Add(s.v.srv.cfg.Lease * 9 / 8)
+}
+
+func (srv *Server) sessionOf(conn meta.Conn) *session {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	return srv.conns[conn]
+}
+
+// Closed implements meta.Handler.
+func (srv *Server) Closed(conn meta.Conn) {
+	srv.mu.Lock()
+	s := srv.conns[conn]
+	delete(srv.conns, conn)
+	srv.mu.Unlock()
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == conn {
+		s.conn = nil
+		s.signal()
+	}
+}
+
+// hello opens or resumes a session.
+func (srv *Server) hello(ctx context.Context, conn meta.Conn, req *meta.Request) (*meta.Reply, error) {
+	if req.Version < 1 {
+		return nil, refuse(syscall.EPROTONOSUPPORT, "protocol version %d is not spoken here; this is %d", req.Version, version)
+	}
+	grant, err := srv.cfg.Authorize(req.Token)
+	if err != nil {
+		return nil, refuse(syscall.EACCES, "%v", err)
+	}
+	if req.Volume != "" && req.Volume != grant.Volume {
+		return nil, refuse(syscall.EACCES, "the token is for volume %s", grant.Volume)
+	}
+	v, err := srv.volume(ctx, grant.Volume)
+	if err != nil {
+		return nil, err
+	}
+	root, err := v.walk(ctx, grant.MountPath)
+	if err != nil {
+		return nil, err
+	}
+	var s *session
+	cached := false
+	if req.Session != 0 {
+		s, cached, err = v.resume(ctx, conn, req, grant)
+	} else {
+		s, err = v.openSession(ctx, sessionRecord{rand.Text(), req.Name, root, grant.Write})
+	}
+	if err != nil {
+		return nil, err
+	}
+	srv.attach(s, conn)
+	return v.welcome(s, min(req.Version, version), cached), nil
+}
+
+func (v *volume) welcome(s *session, version uint32, cached bool) *meta.Reply {
+	cfg := v.config.Load()
+	return &meta.Reply{
+		Session: s.id, Secret: s.secret, Version: version, Lease: v.srv.cfg.Lease, Cache: cached,
+		VolumeInfo: meta.Volume{
+			ID: v.id, Name: cfg.Name, BlockSize: v.blockSize, InlineMax: cfg.InlineMax, ReadOnly: s.readOnly(),
+		},
+	}
+}
+
+// attach makes conn the session's connection, in place of the one it had.
+func (srv *Server) attach(s *session, conn meta.Conn) {
+	srv.mu.Lock()
+	srv.conns[conn] = s
+	srv.mu.Unlock()
+	s.mu.Lock()
+	old := s.conn
+	s.conn = conn
+	s.fresh = true
+	s.contact = time.Now()
+	s.signal()
+	s.mu.Unlock()
+	if old != nil && old != conn {
+		srv.mu.Lock()
+		delete(srv.conns, old)
+		srv.mu.Unlock()
+		old.Close()
+	}
+}
+
+// openSession makes a new session.
+func (v *volume) openSession(ctx context.Context, rec sessionRecord) (*session, error) {
+	value, err := json.Marshal(rec)
+	if err != nil {
+		return nil, fmt.Errorf("tree: session: %w", err)
+	}
+	var id uint64
+	key := v.counterKey(counterSession)
+	commit, err := v.srv.cfg.Engine.Update(ctx, [][]byte{key}, func(tx engine.Tx) error {
+		n, err := v.counter(tx, counterSession)
+		if err != nil {
+			return err
+		}
+		id = uint64(n + 1)
+		if err := tx.Put(key, binary.BigEndian.AppendUint64(nil, id)); err != nil {
+			return err
+		}
+		return tx.Put(v.sessionKey(id, ofSession), value)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := v.newSession(id, rec)
+	s.fresh = true
+	v.mu.Lock()
+	v.sessions[id] = s
+	v.mu.Unlock()
+	return s, v.srv.durable(commit)
+}
+
+// durable waits for a commit.
+func (srv *Server) durable(commit engine.Commit) error {
+	err := commit.Wait()
+	if err != nil {
+		srv.fail(err)
+	}
+	return err
+}
+
+// resume returns the session that a client had. cached tells that what the
+// client was told may still be cached: this server knows of it.
+func (v *volume) resume(ctx context.Context, conn meta.Conn, req *meta.Request, grant Grant) (s *session, cached bool, err error) {
+	v.mu.Lock()
+	s = v.sessions[req.Session]
+	v.mu.Unlock()
+	if s == nil || subtle.ConstantTimeCompare([]byte(s.secret), []byte(req.Secret)) != 1 {
+		return nil, false, refuse(syscall.ESTALE, "session %d has ended", req.Session)
+	}
+	if time.Now().After(s.leaseEnd()) {
+		if err := v.end(s, "its lease had ended when it returned"); err != nil {
+			return nil, false, err
+		}
+		return nil, false, refuse(syscall.ESTALE, "session %d has ended", req.Session)
+	}
+	s.mu.Lock()
+	s.contact = time.Now()
+	s.write = grant.Write
+	cached = s.fresh
+	s.mu.Unlock()
+	return s, cached, v.reclaim(ctx, s, req)
+}
+
+// reclaim takes note of the open files and the locks of a client that resumes.
+func (v *volume) reclaim(ctx context.Context, s *session, req *meta.Request) error {
+	inos := make([]meta.Ino, len(req.Inos))
+	for i, ino := range req.Inos {
+		inos[i] = s.in(ino)
+	}
+	v.holdAll(s, inos)
+	if err := v.keepOpen(ctx, s, inos); err != nil {
+		return err
+	}
+	for _, l := range req.Locks {
+		v.locks.reclaim(s, s.in(l.Ino), l.Lock)
+	}
+	return nil
+}
+
+// end ends a session: it holds and locks nothing any more, and its unlinked
+// files may go.
+func (v *volume) end(s *session, why string) error {
+	s.run.Lock()
+	defer s.run.Unlock()
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		return nil
+	}
+	s.ended = true
+	conn := s.conn
+	s.conn = nil
+	for _, cancel := range s.waits {
+		cancel()
+	}
+	s.signal()
+	s.mu.Unlock()
+	v.forget(s)
+	v.locks.release(s)
+	if why != byeReason {
+		v.srv.cfg.Log.Info("session ended", "volume", v.id, "session", s.id, "client", s.name, "why", why)
+	}
+	prefix := v.sessionKey(s.id, 0)
+	prefix = prefix[:len(prefix)-1]
+	commit, err := v.srv.cfg.Engine.Update(context.Background(), [][]byte{prefix}, func(tx engine.Tx) error {
+		return tx.DeleteRange(prefix, after(prefix))
+	})
+	if err == nil {
+		err = v.srv.durable(commit)
+	}
+	if conn != nil && why != byeReason {
+		v.srv.Closed(conn)
+		conn.Close()
+	}
+	return err
+}
+
+const byeReason = "it said bye"
+
+// forget removes a session from what the volume remembers.
+func (v *volume) forget(s *session) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.sessions, s.id)
+	for ino := range s.holds {
+		remove(v.holders, ino, s)
+	}
+	s.holds = make(map[meta.Ino]struct{})
+	for ino := range v.open {
+		remove(v.open, ino, s)
+	}
+}
+
+// loadSessions reads the sessions that were alive when the engine was closed.
+func (v *volume) loadSessions(r engine.Reader) error {
+	prefix := v.key(tableSession)
+	return r.Scan(prefix, after(prefix), false, func(key, value []byte) (bool, error) {
+		rest := key[len(prefix):]
+		if len(rest) < 9 {
+			return false, fmt.Errorf("tree: key of a session: %w", errValue)
+		}
+		return true, v.loadSession(binary.BigEndian.Uint64(rest), rest[8], rest[9:], value)
+	})
+}
+
+func (v *volume) loadSession(id uint64, kind byte, rest, value []byte) error {
+	bad := fmt.Errorf("tree: session %d: %w", id, errValue)
+	if kind == ofSession {
+		var rec sessionRecord
+		if err := json.Unmarshal(value, &rec); err != nil {
+			return fmt.Errorf("%w: %w", bad, err)
+		}
+		v.sessions[id] = v.newSession(id, rec)
+		return nil
+	}
+	s := v.sessions[id]
+	switch {
+	case s == nil:
+		return bad
+	case kind == ofOpen && len(rest) == 8:
+		add(v.open, meta.Ino(binary.BigEndian.Uint64(rest)), s)
+		return nil
+	case kind == ofSlot && len(rest) == 2 && len(value) >= 4:
+		n := binary.BigEndian.Uint16(rest)
+		if int(n) >= slots {
+			return bad
+		}
+		s.slots[n].seq = binary.BigEndian.Uint32(value)
+		s.slots[n].reply = new(meta.Reply)
+		return s.slots[n].reply.Decode(value[4:])
+	}
+	return bad
+}
+
+// add puts s into the set of ino.
+func add(table map[meta.Ino]map[*session]struct{}, ino meta.Ino, s *session) bool {
+	set := table[ino]
+	if set == nil {
+		set = make(map[*session]struct{}, 1)
+		table[ino] = set
+	}
+	if _, ok := set[s]; ok {
+		return false
+	}
+	set[s] = struct{}{}
+	return true
+}
+
+// remove takes s out of the set of ino.
+func remove(table map[meta.Ino]map[*session]struct{}, ino meta.Ino, s *session) {
+	set := table[ino]
+	delete(set, s)
+	if len(set) == 0 {
+		delete(table, ino)
+	}
+}
+
+// walk returns the directory at a path of the volume.
+func (v *volume) walk(ctx context.Context, path string) (meta.Ino, error) {
+	ino := meta.Root
+	err := v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
+		for _, name := range strings.FieldsFunc(path, func(c rune) bool { return c == '/' }) {
+			b, err := r.Get(v.dentryKey(ino, name))
+			if err != nil {
+				return err
+			}
+			if b == nil {
+				return refuse(syscall.ENOENT, "the folder %s of the token is not there", path)
+			}
+			d, err := decodeDentry(b)
+			if err != nil {
+				return err
+			}
+			if d.typ != syscall.S_IFDIR {
+				return refuse(syscall.ENOTDIR, "%s is not a folder", path)
+			}
+			ino = d.ino
+		}
+		return nil
+	})
+	return ino, err
+}

@@ -1,0 +1,204 @@
+package tree
+
+import (
+	"context"
+	"syscall"
+
+	"flexfs/meta"
+)
+
+func (s *session) setattr(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	if req.Set&meta.SetSize != 0 {
+		if req.Attr.Size > meta.MaxSize {
+			return nil, refuse(syscall.EFBIG, "a file of %d bytes", req.Attr.Size)
+		}
+		if err := s.cutSteps(ctx, req); err != nil {
+			return nil, err
+		}
+	}
+	return s.change(ctx, req, []meta.Ino{s.in(req.Ino)}, func(c *change) (*meta.Reply, error) {
+		in, err := c.given(req.Ino)
+		if err != nil {
+			return nil, err
+		}
+		if req.Set&meta.SetSize != 0 {
+			if err := c.resize(in, req.Attr.Size); err != nil {
+				return nil, err
+			}
+		}
+		c.setAttr(in, req.Set&^meta.SetSize, &req.Attr)
+		c.touch(in)
+		c.inval(in, req.Set&meta.SetSize != 0)
+		return c.v.told(c, &in.inode)
+	})
+}
+
+// setAttr sets attributes other than the size.
+func (c *change) setAttr(in *loaded, set meta.SetMask, a *meta.Attr) {
+	if set == 0 {
+		return
+	}
+	c.touch(in)
+	if set&meta.SetMode != 0 {
+		in.Mode = in.Mode&typeMask | a.Mode&permMask
+	}
+	if set&meta.SetUid != 0 {
+		in.Uid = a.Uid
+	}
+	if set&meta.SetGid != 0 {
+		in.Gid = a.Gid
+	}
+	chown := set&(meta.SetUid|meta.SetGid) != 0 && set&meta.SetMode == 0
+	if set&meta.SetKillPriv != 0 || chown && !in.IsDir() {
+		in.Mode = withoutPrivileges(in.Mode)
+	}
+	if set&meta.SetAtime != 0 {
+		in.Atime = a.Atime
+	}
+	if set&meta.SetMtime != 0 {
+		in.Mtime = a.Mtime
+	}
+}
+
+// withoutPrivileges clears setuid, and setgid where it is one: without the
+// group's execute bit it is not.
+func withoutPrivileges(mode uint32) uint32 {
+	mode &^= syscall.S_ISUID
+	if mode&0o010 != 0 {
+		mode &^= syscall.S_ISGID
+	}
+	return mode
+}
+
+// blockStep bounds the block records that one transaction cuts. A longer cut
+// goes in steps, each of them a shorter file, from its end.
+const blockStep = 4096
+
+// cutSteps cuts a file that has too many blocks beyond its new size for one
+// transaction, until it has not.
+func (s *session) cutSteps(ctx context.Context, req *meta.Request) error {
+	return s.steps(ctx, req, func(c *change, in *loaded) (bool, error) {
+		first := blocksIn(req.Attr.Size, c.v.blockSize)
+		from, more, err := c.v.tail(c, in.Ino, first)
+		if err != nil || !more {
+			return false, err
+		}
+		return true, c.resize(in, uint64(from)*uint64(c.v.blockSize))
+	})
+}
+
+// steps runs fn on a file in transactions of its own, which are not the answer
+// to the request, until it returns false.
+func (s *session) steps(ctx context.Context, req *meta.Request, fn func(*change, *loaded) (bool, error)) error {
+	inos := []meta.Ino{s.in(req.Ino)}
+	for more := true; more; {
+		var c *change
+		s.run.RLock()
+		if s.ended {
+			s.run.RUnlock()
+			return errNoSession
+		}
+		commit, err := s.v.update(ctx, s, req, inos, &c, func(c *change) error {
+			in, err := c.given(req.Ino)
+			if err != nil {
+				return err
+			}
+			if more, err = fn(c, in); more {
+				c.inval(in, true)
+			}
+			return err
+		})
+		s.run.RUnlock()
+		if err != nil {
+			return err
+		}
+		if more {
+			if err := s.settle(c, commit); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// blocksIn returns how many blocks size bytes take.
+func blocksIn(size uint64, blockSize uint32) uint32 {
+	return uint32((size + uint64(blockSize) - 1) / uint64(blockSize))
+}
+
+// resize sets a file's size. Block records beyond it go, and the last is cut.
+func (c *change) resize(in *loaded, size uint64) error {
+	switch {
+	case in.IsDir():
+		return refuse(syscall.EISDIR, "inode %d is a directory", in.Ino)
+	case !in.IsRegular():
+		return refuse(syscall.EINVAL, "inode %d is not a file", in.Ino)
+	}
+	if size < in.Size {
+		if err := c.cut(in, size); err != nil {
+			return err
+		}
+	}
+	in.Size = size
+	c.touchData(in)
+	return nil
+}
+
+// cut removes what a file has from size on.
+func (c *change) cut(in *loaded, size uint64) error {
+	keep := blocksIn(size, c.v.blockSize)
+	if err := c.removeBlocks(in, keep, 1<<32-1); err != nil {
+		return err
+	}
+	rest := uint32(size % uint64(c.v.blockSize))
+	if rest == 0 {
+		return nil
+	}
+	k, err := c.v.block(c, in.Ino, keep-1)
+	if err != nil || k == nil || k.Len <= rest {
+		return err
+	}
+	old := encodeBlock(k)
+	c.addBytes(in, -int64(k.Len-rest))
+	k.Len = rest
+	k.Data = k.Data[:min(len(k.Data), int(rest))]
+	return c.replace(c.v.blockKey(in.Ino, k.Index), old, encodeBlock(k))
+}
+
+// removeBlocks makes blocks from <= i < to holes.
+func (c *change) removeBlocks(in *loaded, from, to uint32) error {
+	var gone []*meta.Block
+	err := c.v.eachBlock(c, in.Ino, from, func(k *meta.Block) (bool, error) {
+		if k.Index >= to {
+			return false, nil
+		}
+		gone = append(gone, k)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range gone {
+		if err := c.removeBlock(in, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *change) removeBlock(in *loaded, k *meta.Block) error {
+	c.addBytes(in, -int64(k.Len))
+	c.drop(in.Ino, k)
+	if k.Index == 0 {
+		in.inline = false
+	}
+	return c.replace(c.v.blockKey(in.Ino, k.Index), encodeBlock(k), nil)
+}
+
+// addBytes adds to what is stored for a file.
+func (c *change) addBytes(in *loaded, delta int64) {
+	in.Bytes = uint64(int64(in.Bytes) + delta)
+	if in.Nlink > 0 {
+		c.count(delta, 0)
+	}
+}
