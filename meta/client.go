@@ -1,0 +1,514 @@
+package meta
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxReads bounds the unanswered requests of a Client that change nothing.
+	// With maxSlots changes and the pings it is well below MaxRequests.
+	maxReads = 256
+
+	// firstPause and lastPause bound the pause between two attempts to connect.
+	// The lease, some 10 s, should outlive several.
+	firstPause = 50 * time.Millisecond
+	lastPause  = 2 * time.Second
+
+	// byeTimeout bounds how long Close waits for the service.
+	byeTimeout = 2 * time.Second
+)
+
+var errClosed = errors.New("client is closed")
+
+// A ClientConfig says what a [Client] needs. Dial, Token and Volume must be
+// set.
+//
+// The callbacks are called by the Client's own goroutines. None of them may
+// wait for a Do: while one runs, no reply may arrive.
+type ClientConfig struct {
+	// Dial opens a connection to the service, as [Dial] does.
+	Dial func(ctx context.Context) (net.Conn, error)
+
+	Token  func() string // admin's ticket, asked for at each connection
+	Volume string        // its UUID
+	Name   string        // of this client, for people
+	Log    *slog.Logger  // nil: nothing is logged
+
+	// Stale is told first, and at once, what the service says has changed. It
+	// must be quick: it runs between the arrival of the OpInval and that of
+	// whatever the service sent after it, so when Do returns a reply that was
+	// sent later, Stale has returned. What it is for: drop the caches, and mark
+	// the inodes, so that a reply to a request made before is not cached.
+	// It may be nil.
+	Stale func([]Inval)
+
+	// Inval is called after Stale, in a goroutine of its own. It may take its
+	// time, as the kernel's caches need. Its result, the inodes in use, answers
+	// the OpInval when it returns. It may be nil: none is in use.
+	Inval func([]Inval) []Ino
+
+	// Resume is called before a session is resumed on a new connection and
+	// returns the open files and locks held. The service may have been
+	// restarted and forgotten what this client caches, so everything that is
+	// cached must be dropped, as if an Inval had named all. It may be nil.
+	Resume func() ([]Ino, []InoLock)
+
+	// Lost is called when the service ended the session, before a new one is
+	// opened: locks are gone, and unlinked files that were open. Everything
+	// that is cached must be dropped. It may be nil.
+	Lost func()
+}
+
+// A Client is a session with the metadata service. It outlives connections:
+// when one breaks it opens another, resumes the session and repeats what was
+// not answered, and the service does each change once. All methods may be
+// called concurrently.
+type Client struct {
+	cfg   ClientConfig
+	reads chan struct{} // has an element per unanswered read
+	waits chan struct{} // has an element per unanswered waiting lock
+
+	ctx    context.Context // of everything in the background
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	epoch time.Time    // what lease counts from
+	lease atomic.Int64 // end of the lease, ns after epoch; 0: none
+
+	mu      sync.Mutex
+	link    *link         // nil while there is no connection
+	changed chan struct{} // closed when link changes
+	session *session
+	volume  Volume
+	closed  bool
+}
+
+// NewClient returns a Client that is not connected yet.
+func NewClient(cfg ClientConfig) *Client {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{
+		cfg:     cfg,
+		reads:   make(chan struct{}, maxReads),
+		waits:   make(chan struct{}, MaxWaits),
+		epoch:   time.Now(),
+		changed: make(chan struct{}),
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+// Dial returns a function that connects to a service at addr (host:port) with
+// TLS as conf says, or without if conf is nil. It is a ClientConfig's Dial.
+func Dial(addr string, conf *tls.Config) func(context.Context) (net.Conn, error) {
+	if conf == nil {
+		return func(ctx context.Context) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
+	}
+	d := &tls.Dialer{Config: conf}
+	return func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }
+}
+
+// Connect opens the session. It tries once: what went wrong may be wrong for
+// good, like the address or the token, and the error says it. After Connect
+// has returned nil the Client keeps itself connected until Close.
+func (c *Client) Connect(ctx context.Context) error {
+	l, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	if !c.publish(l) {
+		l.close(errClosed)
+		return fmt.Errorf("meta: connect: %w", errClosed)
+	}
+	c.wg.Go(c.keep)
+	return nil
+}
+
+// Close ends the session. A Do that is under way fails.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	was, l := c.closed, c.link
+	c.closed = true
+	c.mu.Unlock()
+	if was {
+		return nil
+	}
+	var err error
+	if l != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), byeTimeout)
+		defer cancel()
+		_, err = l.do(ctx, &Request{Op: OpBye})
+	}
+	c.cancel()
+	if l != nil {
+		l.close(errClosed)
+	}
+	c.wg.Wait()
+	if err != nil {
+		return fmt.Errorf("meta: end the session: %w", err)
+	}
+	return nil
+}
+
+// Session returns the number of the session.
+func (c *Client) Session() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session == nil {
+		return 0
+	}
+	return c.session.id
+}
+
+// Volume tells about the volume, as the service did at the last connection.
+func (c *Client) Volume() Volume {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.volume
+}
+
+// LeaseUntil returns the moment until which what the service allowed to cache
+// may be believed: a lease time after the sending of the last request that was
+// answered. It is zero while there is no session.
+func (c *Client) LeaseUntil() time.Time {
+	d := c.lease.Load()
+	if d == 0 {
+		return time.Time{}
+	}
+	return c.epoch.Add(time.Duration(d))
+}
+
+// LeaseValid reports whether LeaseUntil is to come.
+func (c *Client) LeaseValid() bool { return time.Now().Before(c.LeaseUntil()) }
+
+// extend notes that a request sent at that time was answered.
+func (c *Client) extend(sent time.Time, lease time.Duration) {
+	until := int64(sent.Add(lease).Sub(c.epoch))
+	for {
+		old := c.lease.Load()
+		if until <= old || c.lease.CompareAndSwap(old, until) {
+			return
+		}
+	}
+}
+
+// Do carries out one operation. A refusal is an error of type [*Error]. Any
+// other error means that it is not known whether the operation was done: ctx
+// has ended, or the Client is closed, or the session was lost between the
+// sending of a change and its answer (that one is an [*Error] too, of EIO).
+// A lost connection is no error: Do repeats the request until ctx ends.
+//
+// When ctx ends during a waiting OpSetlk the wait is cancelled, and Do returns
+// an [*Error] of EINTR, or the reply if the lock was granted just then. If the
+// connection is lost in the meantime the lock may have been granted all the
+// same; it goes when its owner's locks are released.
+//
+// Do sets Slot and Seq in req and its Ops, so nobody else may use req until Do
+// has returned.
+func (c *Client) Do(ctx context.Context, req *Request) (*Reply, error) {
+	reply, err := c.do(ctx, req)
+	if err != nil {
+		var refused *Error
+		if errors.As(err, &refused) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("meta: %v: %w", req.Op, err)
+	}
+	if reply.Errno != 0 {
+		return nil, &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg}
+	}
+	return reply, nil
+}
+
+func (c *Client) do(ctx context.Context, req *Request) (*Reply, error) {
+	if len(req.Ops) > MaxOps {
+		return nil, &Error{Op: req.Op, Errno: syscall.EINVAL, Msg: "too many operations in a compound"}
+	}
+	if n := changes(req); n > 0 {
+		return c.change(ctx, req, n)
+	}
+	if req.Op == OpSetlk && req.Wait {
+		return c.wait(ctx, req)
+	}
+	return c.read(ctx, req)
+}
+
+// read does a request that may be repeated freely.
+func (c *Client) read(ctx context.Context, req *Request) (*Reply, error) {
+	select {
+	case c.reads <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	leave := func() { <-c.reads }
+	for {
+		l, err := c.connected(ctx)
+		if err != nil {
+			leave()
+			return nil, err
+		}
+		reply, err := l.ask(ctx, req, leave)
+		switch {
+		case errors.Is(err, errBroken):
+			continue
+		case !errors.Is(err, errAbandoned):
+			leave()
+		}
+		return reply, err
+	}
+}
+
+// change does a request that contains n changes. It keeps their slots until
+// the answer, so that the service can tell a repetition.
+func (c *Client) change(ctx context.Context, req *Request, n int) (*Reply, error) {
+	var s *session
+	var slots []uint16
+	sent := false
+	leave := func() {
+		if s != nil {
+			s.release(slots)
+		}
+	}
+	for {
+		l, err := c.connected(ctx)
+		if err != nil {
+			leave()
+			return nil, err
+		}
+		if s != l.session {
+			if sent {
+				return nil, &Error{Op: req.Op, Errno: syscall.EIO,
+					Msg: "the session was lost, and it is not known whether the change was made"}
+			}
+			s = l.session
+			if slots, err = s.acquire(ctx, n); err == errSessionEnded {
+				s = nil
+				continue
+			} else if err != nil {
+				return nil, err
+			}
+			s.number(req, slots)
+		}
+		sent = true
+		reply, err := l.ask(ctx, req, leave)
+		switch {
+		case errors.Is(err, errBroken):
+			continue
+		case !errors.Is(err, errAbandoned):
+			leave()
+		}
+		return reply, err
+	}
+}
+
+// wait does a waiting OpSetlk.
+func (c *Client) wait(ctx context.Context, req *Request) (*Reply, error) {
+	interrupted := &Error{Op: req.Op, Errno: syscall.EINTR}
+	select {
+	case c.waits <- struct{}{}:
+	case <-ctx.Done():
+		return nil, interrupted
+	}
+	defer func() { <-c.waits }()
+	for {
+		l, err := c.connected(ctx)
+		if err != nil && ctx.Err() != nil {
+			return nil, interrupted
+		} else if err != nil {
+			return nil, err
+		}
+		reply, err := l.askLock(ctx, req)
+		switch {
+		case errors.Is(err, errBroken) && ctx.Err() != nil:
+			return nil, interrupted
+		case errors.Is(err, errBroken):
+			continue
+		case err == nil && reply.Errno == syscall.EINTR && ctx.Err() == nil:
+			// The service gave up, as when it stops; we did not.
+			sleep(ctx, jitter(firstPause))
+			continue
+		}
+		return reply, err
+	}
+}
+
+// connected waits for a connection.
+func (c *Client) connected(ctx context.Context) (*link, error) {
+	for {
+		c.mu.Lock()
+		l, changed, closed := c.link, c.changed, c.closed
+		c.mu.Unlock()
+		switch {
+		case closed:
+			return nil, errClosed
+		case l != nil && l.alive():
+			return l, nil
+		}
+		select {
+		case <-changed:
+		case <-c.ctx.Done():
+			return nil, errClosed
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// publish makes l the connection, nil for none.
+func (c *Client) publish(l *link) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed && l != nil {
+		return false
+	}
+	c.link = l
+	close(c.changed)
+	c.changed = make(chan struct{})
+	return true
+}
+
+// keep replaces the connection whenever it breaks, until Close.
+func (c *Client) keep() {
+	for c.ctx.Err() == nil {
+		c.mu.Lock()
+		l := c.link
+		c.mu.Unlock()
+		<-l.ended
+		if c.publish(nil); c.ctx.Err() != nil {
+			return
+		}
+		c.cfg.Log.Warn("connection to the metadata service is lost", "reason", l.reason())
+		if l = c.reopen(); l == nil {
+			return
+		}
+		c.cfg.Log.Info("connected to the metadata service again", "session", l.session.id)
+		if !c.publish(l) {
+			l.close(errClosed)
+		}
+	}
+}
+
+// reopen tries to connect until it succeeds or the Client is closed.
+func (c *Client) reopen() *link {
+	said := ""
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		if !sleep(c.ctx, jitter(pause)) {
+			return nil
+		}
+		l, err := c.open(c.ctx)
+		if err == nil {
+			return l
+		}
+		if now := err.Error(); now != said && c.ctx.Err() == nil {
+			said = now
+			c.cfg.Log.Warn("cannot connect to the metadata service", "err", err)
+		}
+	}
+}
+
+// open makes a connection and opens or resumes the session on it.
+func (c *Client) open(ctx context.Context) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	nc, err := c.cfg.Dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("meta: connect: %w", err)
+	}
+	l := newLink(c, nc)
+	c.wg.Go(l.run)
+	if err := c.greet(ctx, l); err != nil {
+		l.close(err)
+		return nil, fmt.Errorf("meta: connect: %w", err)
+	}
+	c.wg.Go(l.watch)
+	return l, nil
+}
+
+// greet resumes the session if there is one, and opens one if not.
+func (c *Client) greet(ctx context.Context, l *link) error {
+	c.mu.Lock()
+	s := c.session
+	c.mu.Unlock()
+	if s != nil {
+		err := c.hello(ctx, l, s)
+		var refused *Error
+		if !errors.As(err, &refused) || refused.Errno != syscall.ESTALE {
+			return err
+		}
+		c.lose(s)
+	}
+	return c.hello(ctx, l, nil)
+}
+
+// hello sends an OpHello for s, or for a new session.
+func (c *Client) hello(ctx context.Context, l *link, s *session) error {
+	req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version}
+	if s != nil {
+		req.Session, req.Secret = s.id, s.secret
+		if c.cfg.Resume != nil {
+			req.Inos, req.Locks = c.cfg.Resume()
+		}
+	}
+	sent := time.Now()
+	reply, err := l.do(ctx, req)
+	switch {
+	case err != nil:
+		return err
+	case reply.Errno != 0:
+		return &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg}
+	case reply.Version == 0 || reply.Version > Version:
+		return fmt.Errorf("the service speaks version %d of the protocol, this client speaks %d", reply.Version, Version)
+	case reply.Lease <= 0:
+		return errors.New("the service grants no lease")
+	}
+	if s == nil {
+		s = newSession(reply.Session, reply.Secret)
+	}
+	l.session, l.lease = s, reply.Lease
+	c.mu.Lock()
+	c.session, c.volume = s, reply.VolumeInfo
+	c.mu.Unlock()
+	c.extend(sent, reply.Lease)
+	return nil
+}
+
+// lose forgets a session that the service does not know any more.
+func (c *Client) lose(s *session) {
+	c.cfg.Log.Warn("the metadata service has ended the session: its locks are lost", "session", s.id)
+	close(s.ended)
+	c.lease.Store(0)
+	c.mu.Lock()
+	c.session = nil
+	c.mu.Unlock()
+	if c.cfg.Lost != nil {
+		c.cfg.Lost()
+	}
+}
+
+// sleep reports false if ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// jitter spreads what many clients do at the same time.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }

@@ -1,0 +1,106 @@
+package meta
+
+import (
+	"context"
+	"errors"
+)
+
+// maxSlots bounds the changes of one session that are unanswered. The service
+// keeps the last answer of each.
+const maxSlots = 128
+
+var errSessionEnded = errors.New("the session has ended")
+
+// A session is what a client keeps as long as the service knows it.
+type session struct {
+	id     uint64
+	secret string
+
+	free  chan uint16
+	many  chan struct{}    // has an element while somebody takes several slots
+	seq   [maxSlots]uint32 // the last one used; owned by who has the slot
+	ended chan struct{}
+}
+
+func newSession(id uint64, secret string) *session {
+	s := &session{
+		id:     id,
+		secret: secret,
+		free:   make(chan uint16, maxSlots),
+		many:   make(chan struct{}, 1),
+		ended:  make(chan struct{}),
+	}
+	for i := range maxSlots {
+		s.free <- uint16(i)
+	}
+	return s
+}
+
+// acquire takes n slots.
+func (s *session) acquire(ctx context.Context, n int) ([]uint16, error) {
+	if n > 1 {
+		// Two that each have half of the slots would wait for each other.
+		select {
+		case s.many <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		defer func() { <-s.many }()
+	}
+	taken := make([]uint16, 0, n)
+	for range n {
+		select {
+		case slot := <-s.free:
+			taken = append(taken, slot)
+		case <-s.ended:
+			s.release(taken)
+			return nil, errSessionEnded
+		case <-ctx.Done():
+			s.release(taken)
+			return nil, ctx.Err()
+		}
+	}
+	return taken, nil
+}
+
+// release gives slots back. A slot whose numbers are used up stays out; all
+// are after 5 × 10¹¹ changes.
+func (s *session) release(slots []uint16) {
+	for _, slot := range slots {
+		if s.seq[slot] < 1<<32-1 {
+			s.free <- slot
+		}
+	}
+}
+
+// number gives each change in req its slot and the next number of it.
+func (s *session) number(req *Request, slots []uint16) {
+	give := func(q *Request) {
+		slot := slots[0]
+		slots = slots[1:]
+		s.seq[slot]++
+		q.Slot, q.Seq = slot, s.seq[slot]
+	}
+	if req.Op.Changes() {
+		give(req)
+	}
+	for i := range req.Ops {
+		if req.Ops[i].Op.Changes() {
+			give(&req.Ops[i])
+		}
+	}
+}
+
+// changes counts the changes in req.
+func changes(req *Request) int {
+	n := 0
+	if req.Op.Changes() {
+		n++
+	}
+	for i := range req.Ops {
+		if req.Ops[i].Op.Changes() {
+			n++
+		}
+	}
+	return n
+}
