@@ -104,9 +104,12 @@ type Block struct {
 	// In an OpCommit: the version that this one was made from, and that must
 	// still be current, or the commit is refused with ESTALE. Zero: there was
 	// none. Ignored if Whole is set: the writer replaced every byte of the
-	// block that is within the file.
-	Base  Gen
-	Whole bool
+	// block that is within the file. BaseLen, if not 0, is the Len that the
+	// Base had, and must still have: a cut of the file shortens a block without
+	// giving it a new version.
+	Base    Gen
+	BaseLen uint32
+	Whole   bool
 }
 
 // A Lock is an advisory lock or the question for one. Range locks of fcntl(2)
