@@ -1,0 +1,484 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"flexfs/store"
+	"flexfs/store/seal"
+)
+
+const (
+	// maxFlights bounds the whole blocks that are fetched at the same time,
+	// of at most 8 MiB each.
+	maxFlights = 64
+
+	// maxFilling bounds the bytes of blocks that wait to be written to the
+	// disk. What comes while it is reached is not kept: a slow disk must not
+	// slow down who reads from a faster store.
+	maxFilling = 64 << 20
+
+	// maxEntries bounds the index, at some 250 bytes each.
+	maxEntries = 4 << 20
+
+	// oneReading is for how long uses of a block count as one: a program
+	// that reads a block in many pieces does not make it popular.
+	oneReading = 10 // seconds
+
+	// restamp is how much older than its last use a file's time may be. The
+	// time is what the order of eviction is remade from after a restart.
+	restamp = 3600 // seconds
+)
+
+// A DiskConfig says what a [Disk] is.
+type DiskConfig struct {
+	// Dir is the folder, for this Disk alone; it is made if it is not there.
+	// Whoever can read it can read the blocks, as far as they are not
+	// encrypted.
+	Dir   string
+	Quota Quota
+
+	// Verify checks a whole sealed block, as [seal.Verify] does. It must be
+	// there.
+	Verify func(key store.Key, sealed []byte) error
+
+	// Whole has a Get of a part of a block that is not here fetch and keep
+	// all of it, as a cache that many share should. Otherwise it is passed
+	// on, and only whole blocks that go by are kept.
+	Whole bool
+
+	Log *slog.Logger
+}
+
+// Disk is a Store that keeps sealed blocks on a local disk, in front of another
+// Store.
+//
+// Blocks that were fetched whole or put are written to the disk after the caller
+// has its answer. Their files never take more than the quota: room is made
+// before a file is written. What was written is found again after a restart,
+// without reading it; what it contains is checked when it is first used. A
+// damaged file is removed and its block fetched again.
+//
+// A disk that fails or hangs is taken out of use, and tried again later; all
+// goes to the Store below meanwhile.
+type Disk struct {
+	cfg     DiskConfig
+	next    store.Store
+	files   files
+	flights *flights
+	count   counters
+	health  health
+	filling atomic.Int64 // bytes that wait to be written
+
+	lock    io.Closer      // of the folder
+	wg      sync.WaitGroup // background work
+	scanned chan struct{}  // closed when the index is complete
+	closing chan struct{}
+
+	mu      sync.Mutex
+	index   map[store.Key]*entry   // guarded by mu
+	busy    map[store.Key]struct{} // files being written or removed; guarded by mu
+	fifo    *fifo                  // guarded by mu
+	used    int64                  // sum of charges, of files being written too; guarded by mu
+	limits  limits                 // guarded by mu
+	warned  time.Time              // of a damaged copy; guarded by mu
+	unknown bool                   // a file of another kind was seen; guarded by mu
+}
+
+// OpenDisk opens the folder, with what it has from earlier. Close gives it up.
+func OpenDisk(next store.Store, cfg DiskConfig) (*Disk, error) {
+	switch {
+	case cfg.Dir == "":
+		return nil, errors.New("cache: the disk cache needs a folder")
+	case cfg.Verify == nil:
+		return nil, errors.New("cache: the disk cache needs a way to verify blocks")
+	case cfg.Quota.Bytes <= 0 && cfg.Quota.Percent <= 0:
+		return nil, errors.New("cache: the disk cache needs a quota")
+	}
+	f, err := openFolder(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("cache: open disk folder: %w", err)
+	}
+	d, err := newDisk(next, cfg, f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	d.lock = f
+	d.wg.Go(d.tend)
+	return d, nil
+}
+
+func newDisk(next store.Store, cfg DiskConfig, f files) (*Disk, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	total, free, err := f.space()
+	if err != nil {
+		return nil, fmt.Errorf("cache: size of the disk: %w", err)
+	}
+	return &Disk{
+		cfg: cfg, next: next, files: f,
+		flights: newFlights(maxFlights),
+		health:  health{patience: patience},
+		scanned: make(chan struct{}), closing: make(chan struct{}),
+		index: make(map[store.Key]*entry), busy: make(map[store.Key]struct{}), fifo: newFIFO(),
+		limits: limits{quota: cfg.Quota.limit(0, total, free)},
+	}, nil
+}
+
+// Close ends background work, waiting for it as long as for a disk that hangs,
+// and gives the folder up. No other method may be at work, or be called after.
+func (d *Disk) Close() error {
+	close(d.closing)
+	idle := make(chan struct{})
+	go func() {
+		d.wg.Wait()
+		d.flights.wg.Wait()
+		close(idle)
+	}()
+	t := time.NewTimer(d.health.patience)
+	defer t.Stop()
+	select {
+	case <-idle:
+	case <-t.C:
+		return fmt.Errorf("cache: close %s: the disk does not answer", d.cfg.Dir)
+	}
+	if d.lock == nil {
+		return nil
+	}
+	return d.lock.Close()
+}
+
+// Stats returns the counters.
+func (d *Disk) Stats() Stats {
+	s := d.count.stats()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.Bytes, s.Blocks, s.Limit = d.used, int64(len(d.index)), d.limits.now(time.Now())
+	return s
+}
+
+// InUse reports whether the disk is in use: not after it failed, until it works
+// again.
+func (d *Disk) InUse() bool { return !d.health.down.Load() }
+
+// Get implements [store.Store].
+func (d *Disk) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	whole := off == 0 && (n < 0 || n >= seal.MaxSealed)
+	part, _, ok := d.copyOf(ctx, key, whole, true, func(src source) (data, _ []byte, err error) {
+		data, err = src(off, n)
+		return data, nil, err
+	})
+	if ok {
+		d.count.hit(len(part))
+		return part, nil
+	}
+	data, fetched, err := d.miss(ctx, key, whole || d.cfg.Whole && n != 0)
+	if err != nil {
+		return nil, err
+	}
+	if fetched {
+		return store.Clip(data, off, n), nil
+	}
+	d.count.ranges.Add(1)
+	return d.next.Get(ctx, key, off, n)
+}
+
+// GetFrames implements [store.FrameGetter].
+func (d *Disk) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
+	split := func(src source) (head, frames []byte, err error) { return frameRange(src, key, off, n) }
+	// The frames are checked by themselves; there is no need to verify the block.
+	head, frames, ok := d.copyOf(ctx, key, false, false, split)
+	if ok {
+		d.count.hit(len(head) + len(frames))
+		return head, frames, nil
+	}
+	data, fetched, err := d.miss(ctx, key, d.cfg.Whole)
+	if err != nil {
+		return nil, nil, err
+	}
+	if fetched {
+		return split(inMemory(data))
+	}
+	d.count.ranges.Add(1)
+	return store.GetFrames(ctx, d.next, key, off, n)
+}
+
+// Put implements [store.Store].
+func (d *Disk) Put(ctx context.Context, key store.Key, data []byte) error {
+	if err := d.next.Put(ctx, key, data); err != nil {
+		return err
+	}
+	if d.usable() && d.filling.Load()+int64(len(data)) <= maxFilling {
+		d.flights.land(flightKey{key: key}, bytes.Clone(data), func(f *flight) { d.fill(key, f) })
+	} else {
+		d.count.dropped.Add(1)
+	}
+	return nil
+}
+
+// Delete implements [store.Store].
+func (d *Disk) Delete(ctx context.Context, key store.Key) error {
+	err := d.next.Delete(ctx, key)
+	d.forget(key)
+	return err
+}
+
+// DeleteAll implements [store.BulkDeleter].
+func (d *Disk) DeleteAll(ctx context.Context, keys []store.Key) error {
+	err := store.DeleteAll(ctx, d.next, keys)
+	for _, key := range keys {
+		d.forget(key)
+	}
+	return err
+}
+
+func (d *Disk) forget(key store.Key) {
+	d.flights.forget(key)
+	if e, _ := d.find(context.Background(), key); e != nil {
+		d.drop(e)
+	}
+}
+
+// miss returns the whole block, if it is to be fetched or is being fetched.
+func (d *Disk) miss(ctx context.Context, key store.Key, whole bool) (data []byte, fetched bool, err error) {
+	d.count.misses.Add(1)
+	k := flightKey{key, store.MustVerify(ctx)}
+	joined := true
+	if whole {
+		fetched = true
+		data, joined, err = d.flights.do(ctx, k, d.fetcher(key), func(f *flight) { d.fill(key, f) })
+	} else {
+		data, fetched, err = d.flights.join(ctx, k)
+	}
+	if fetched && joined {
+		d.count.joined.Add(1)
+	}
+	return data, fetched, err
+}
+
+// fetcher returns the flight that brings a block here.
+func (d *Disk) fetcher(key store.Key) func(context.Context, *flight) ([]byte, error) {
+	return func(ctx context.Context, _ *flight) ([]byte, error) {
+		// It may have come while this one was getting ready.
+		data, _, ok := d.copyOf(ctx, key, true, true, func(src source) (data, _ []byte, err error) {
+			data, err = src(0, -1)
+			return data, nil, err
+		})
+		if ok {
+			return data, nil
+		}
+		data, err := d.next.Get(ctx, key, 0, -1)
+		if err != nil {
+			return nil, err
+		}
+		bad := d.cfg.Verify(key, data)
+		if bad != nil && !store.MustVerify(ctx) {
+			if data, err = d.next.Get(store.WithVerify(ctx), key, 0, -1); err != nil {
+				return nil, err
+			}
+			bad = d.cfg.Verify(key, data)
+		}
+		if bad != nil {
+			return nil, fmt.Errorf("cache: fetch %v: %w", key, corrupt(bad))
+		}
+		return data, nil
+	}
+}
+
+// corrupt returns err as one that wraps [store.ErrCorrupt].
+func corrupt(err error) error {
+	if errors.Is(err, store.ErrCorrupt) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", store.ErrCorrupt, err)
+}
+
+// fill writes the block of a flight that has landed to the disk.
+func (d *Disk) fill(key store.Key, f *flight) {
+	size := int64(len(f.data))
+	defer d.filling.Add(-size)
+	if d.filling.Add(size) > maxFilling || !d.usable() || !d.scanDone() || !d.keep(key, f.data) {
+		d.count.dropped.Add(1)
+	}
+	if e, _ := d.indexed(key); e != nil && f.forgotten.Load() {
+		d.drop(e)
+	}
+}
+
+// scanDone waits until the index is complete: before, nobody knows how much room
+// there is. It reports whether there is any more use in going on.
+func (d *Disk) scanDone() bool {
+	select {
+	case <-d.closing:
+		return false
+	case <-d.scanned:
+		return true
+	}
+}
+
+// keep makes room for a block and writes it. It reports whether the block is on
+// the disk.
+func (d *Disk) keep(key store.Key, data []byte) bool {
+	e := &entry{key: key, size: int64(len(data)), verified: true, used: now()}
+	e.stamped = e.used
+	have, mine := d.claim(key)
+	if !mine {
+		return have
+	}
+	defer d.unclaim(key)
+	if !d.reserve(charge(e.size)) {
+		return false
+	}
+	err := d.files.write(fileName(key), data)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.used -= charge(e.size)
+		d.hurt("write", err)
+		return false
+	}
+	d.index[key] = e
+	d.fifo.add(e)
+	return true
+}
+
+// claim makes the caller the only one to write or remove the block's file, until
+// unclaim, unless it is there already or somebody else is.
+func (d *Disk) claim(key store.Key) (have, mine bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e := d.index[key]; e != nil {
+		return !e.bad, false
+	}
+	if _, taken := d.busy[key]; taken {
+		return false, false
+	}
+	d.busy[key] = struct{}{}
+	return false, true
+}
+
+func (d *Disk) unclaim(key store.Key) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.busy, key)
+}
+
+// reserve takes bytes from the quota, after evicting what is needed for that. It
+// reports whether it could.
+func (d *Disk) reserve(bytes int64) bool {
+	limit := d.limit()
+	for bytes <= limit {
+		d.mu.Lock()
+		if d.used+bytes <= limit && len(d.index) < maxEntries {
+			d.used += bytes
+			d.mu.Unlock()
+			return true
+		}
+		e := d.fifo.evict()
+		if e != nil {
+			d.leave(e)
+		}
+		d.mu.Unlock()
+		if e == nil || !d.unlink(e) {
+			return false // all room is promised to files being written, or the disk fails
+		}
+		d.count.evictions.Add(1)
+	}
+	return false
+}
+
+// trim evicts what exceeds the quota, which may have become smaller.
+func (d *Disk) trim() { d.reserve(0) }
+
+// leave takes e off the index, for unlink. d.mu must be held.
+func (d *Disk) leave(e *entry) {
+	delete(d.index, e.key)
+	d.fifo.remove(e)
+	d.busy[e.key] = struct{}{}
+}
+
+// unlink removes the file of an entry that has left, and gives its bytes back to
+// the quota. An entry whose file cannot be removed returns.
+func (d *Disk) unlink(e *entry) bool {
+	err := d.files.remove(fileName(e.key))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.busy, e.key)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		d.used -= charge(e.size)
+		return true
+	}
+	d.hurt("remove", err)
+	d.index[e.key] = e
+	d.fifo.push(main, e)
+	return false
+}
+
+// drop removes a block. If its file cannot be removed now, nobody reads it any
+// more, and eviction tries again.
+func (d *Disk) drop(e *entry) {
+	d.mu.Lock()
+	if d.index[e.key] != e {
+		d.mu.Unlock()
+		return
+	}
+	e.bad = true
+	if !d.usable() {
+		d.mu.Unlock()
+		return
+	}
+	d.leave(e)
+	d.mu.Unlock()
+	d.guard(context.Background(), func() { d.unlink(e) })
+}
+
+// find returns the block's entry if there is one that may be read, and whether
+// its file is known to be good.
+func (d *Disk) find(ctx context.Context, key store.Key) (e *entry, verified bool) {
+	if e, verified = d.indexed(key); e == nil && !d.isScanned() && d.usable() {
+		d.adopt(ctx, key)
+		return d.indexed(key)
+	}
+	return e, verified
+}
+
+func (d *Disk) indexed(key store.Key) (e *entry, verified bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e = d.index[key]; e == nil || e.bad {
+		return nil, false
+	}
+	return e, e.verified
+}
+
+// use notes that a copy was used, and that it was found good.
+func (d *Disk) use(e *entry, verified bool) {
+	d.mu.Lock()
+	e.verified = e.verified || verified
+	t := now()
+	if t-e.used >= oneReading {
+		d.fifo.use(e)
+		e.used = t
+	}
+	stamp := t-e.stamped >= restamp
+	if stamp {
+		e.stamped = t
+	}
+	d.mu.Unlock()
+	if stamp {
+		_ = d.files.touch(fileName(e.key)) // only the order of eviction after a restart
+	}
+}
+
+// now is in seconds.
+func now() int64 { return time.Now().Unix() }
