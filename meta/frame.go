@@ -210,14 +210,13 @@ func (f *framer) write() {
 		case <-f.done:
 			return
 		}
-		batch := f.take(spare)
-		if len(batch) == 0 {
-			continue
-		}
-		f.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if _, err := f.nc.Write(batch); err != nil {
-			f.close(fmt.Errorf("meta: %w", err))
-			return
+		batch := f.take(spare) // spare is the queue now, whatever batch is
+		if len(batch) > 0 {
+			f.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if _, err := f.nc.Write(batch); err != nil {
+				f.close(fmt.Errorf("meta: %w", err))
+				return
+			}
 		}
 		if spare = batch[:0]; cap(spare) > maxQueued {
 			spare = nil // it has grown for a rare large frame

@@ -19,7 +19,7 @@ type link struct {
 	lease   time.Duration // likewise
 	heard   atomic.Int64  // when the last frame came, ns after client.epoch
 	pushes  sync.WaitGroup
-	pushing atomic.Int64 // unanswered pushes
+	pushing atomic.Int64  // unanswered pushes
 	ended   chan struct{} // closed when no more frames are taken
 }
 
