@@ -1,0 +1,347 @@
+package modes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"flexfs/admin"
+	"flexfs/cache"
+	"flexfs/fuse"
+	"flexfs/internal/tlspin"
+	"flexfs/meta"
+	"flexfs/store"
+	"flexfs/store/remote"
+	"flexfs/store/seal"
+)
+
+// minMemory is the least memory that a mount works in: some of the largest
+// blocks for the cache, and some for writing.
+const minMemory = 64 << 20
+
+// Mount is a mounted volume.
+type Mount struct {
+	Admin  Access
+	Volume string // name or id; "": the one that the token is for
+	Dir    string // the mount point
+
+	MemCapacity int64  // bytes for blocks, half for the cache, half for what is being written and read ahead
+	DiskFolder  string // for a cache of blocks on disk; "": none
+	DiskQuota   cache.Quota
+
+	ReadOnly, AllowOther           bool
+	NoATime, NoDev, NoExec, NoSUID bool
+	NonEmpty                       bool // a mount point with files in it, which the mount hides, is all right
+
+	Timing remote.Timing // of the proxy groups; zero fields have the defaults
+	Log    *slog.Logger
+
+	settings atomic.Pointer[admin.MountSettings]
+	feed     feed[admin.MountSettings]
+	last     admin.Fetched[admin.MountSettings]
+	started  time.Time
+
+	group   *remote.Group
+	disk    *cache.Disk // nil: none
+	mem     *cache.Mem
+	client  *meta.Client
+	fs      *fuse.FS
+	mounted *fuse.Mounted
+
+	stop context.CancelFunc // ends what runs in the background
+	wg   sync.WaitGroup     // of that
+}
+
+// Listen mounts the volume. After it Dir answers; it is to be followed by
+// Serve.
+func (m *Mount) Listen(ctx context.Context) (err error) {
+	if err := checkMountPoint(m.Dir, m.NonEmpty); err != nil {
+		return err
+	}
+	background, stop := context.WithCancel(context.Background())
+	m.stop, m.started = stop, time.Now()
+	defer func() {
+		if err != nil {
+			m.close()
+		}
+	}()
+	if err := m.fetchSettings(ctx); err != nil {
+		return err
+	}
+	blocks, err := m.openBlocks(ctx)
+	if err != nil {
+		return err
+	}
+	m.wg.Go(func() { m.group.Run(background) })
+	if err := m.connect(ctx, blocks); err != nil {
+		return err
+	}
+	m.wg.Go(func() { m.feed.follow(background, m.last, m.apply) })
+	m.mounted, err = fuse.Mount(ctx, m.Dir, m.fs)
+	return err
+}
+
+// fetchSettings asks admin what to mount and how.
+func (m *Mount) fetchSettings(ctx context.Context) (err error) {
+	m.feed = feed[admin.MountSettings]{client: m.Admin.Client(), log: m.Log}
+	if m.last, err = m.feed.first(ctx); err != nil {
+		return err
+	}
+	s := &m.last.Settings
+	m.settings.Store(s)
+	if m.Volume != "" && m.Volume != s.Volume.Name && !strings.EqualFold(m.Volume, s.Volume.ID) {
+		return fmt.Errorf("the token is for volume %s, not for %s: use a token of %[2]s (flexfs configure create volume-token --volumeID %[2]s)", s.Volume.Name, m.Volume)
+	}
+	for flag, field := range m.forced() {
+		*field = *field || slices.Contains(s.Flags, flag)
+	}
+	return nil
+}
+
+// forced are the settings that a volume or a token may force on a mount.
+func (m *Mount) forced() map[string]*bool {
+	return map[string]*bool{"ro": &m.ReadOnly, "noATime": &m.NoATime, "noDev": &m.NoDev, "noExec": &m.NoExec, "noSUID": &m.NoSUID}
+}
+
+// openBlocks builds the whole data path: a tier that is not configured is not
+// in it.
+func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
+	s := m.settings.Load()
+	codec, err := seal.ParseCodec(s.Volume.Compression)
+	if err != nil {
+		return nil, err
+	}
+	origin, err := openBucket(ctx, s.BlockStore, m.Log) // the truth
+	if err != nil {
+		return nil, err
+	}
+	m.group = remote.New(remote.Config{ // through the proxies, or straight on
+		Origin: origin, Groups: groupsOf(s), MaxProxied: s.Volume.MaxProxied, Ticket: m.ticket, Timing: m.Timing, Log: m.Log,
+	})
+	m.group.Probe(ctx)
+	far := store.Limit(store.Retry(m.group, originTries, originPause), originRequests)
+	if m.DiskFolder != "" {
+		if m.disk, err = openDisk(far, m.DiskFolder, m.DiskQuota, false, m.Log); err != nil { // sealed blocks on a local disk
+			return nil, err
+		}
+		far = m.disk
+	}
+	plain := seal.New(far, seal.Options{Codec: codec}) // compressed below here
+	m.mem, err = cache.NewMem(plain, m.MemCapacity/2)  // what the file system reads
+	return m.mem, err
+}
+
+// groupsOf converts the settings of proxy groups.
+func groupsOf(s *admin.MountSettings) []remote.GroupSettings {
+	var groups []remote.GroupSettings
+	for _, g := range s.Groups {
+		group := remote.GroupSettings{ID: g.ID, Name: g.ProviderCode + "/" + g.RegionCode, NoSSL: g.NoSSL}
+		for _, member := range g.Members {
+			group.Members = append(group.Members, remote.Member{Address: member.Address, Pin: member.Pin})
+		}
+		groups = append(groups, group)
+	}
+	return groups
+}
+
+// connect opens the session with the metadata service.
+func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
+	s := m.settings.Load()
+	id, err := store.ParseVolume(s.Volume.ID)
+	if err != nil {
+		return err
+	}
+	m.client = meta.NewClient(meta.ClientConfig{
+		Dial: m.dialMeta, Token: m.ticket, Volume: s.Volume.ID, Name: m.name(), Log: m.Log,
+		Stale:  func(list []meta.Inval) { m.fs.Stale(list) },
+		Inval:  func(list []meta.Inval) []meta.Ino { return m.fs.Inval(list) },
+		Resume: func() ([]meta.Ino, []meta.InoLock) { return m.fs.Resume() },
+		Lost:   func() { m.fs.Lost() },
+	})
+	m.fs = fuse.New(fuse.Config{
+		Meta: m.client, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(m.MemCapacity / 2), Log: m.Log,
+		Stats:    func() any { return m.Stats() },
+		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),
+	})
+	within, cancel := context.WithTimeout(ctx, 2*dialTimeout)
+	defer cancel()
+	if err := m.client.Connect(within); err != nil {
+		return fmt.Errorf("metadata service at %s: %w", s.Meta.Address, err)
+	}
+	return nil
+}
+
+// dialMeta connects to wherever the metadata service is now.
+func (m *Mount) dialMeta(ctx context.Context) (net.Conn, error) {
+	server := m.settings.Load().Meta
+	cfg := tlspin.ClientConfig(server.Pin)
+	if host, _, err := net.SplitHostPort(server.Address); err == nil {
+		cfg.ServerName = host
+	}
+	return meta.Dial(server.Address, cfg)(ctx)
+}
+
+// ticket returns the newest ticket.
+func (m *Mount) ticket() string { return m.settings.Load().Ticket }
+
+// name says to people which mount this is.
+func (m *Mount) name() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	return host + ":" + m.Dir
+}
+
+func (m *Mount) kernelOptions() map[string]string {
+	options := map[string]string{}
+	for name, on := range map[string]bool{"noatime": m.NoATime, "nodev": m.NoDev, "noexec": m.NoExec, "nosuid": m.NoSUID} {
+		if on {
+			options[name] = ""
+		}
+	}
+	return options
+}
+
+// apply takes over what admin says.
+func (m *Mount) apply(s admin.MountSettings) {
+	old := m.settings.Swap(&s)
+	if !slices.EqualFunc(old.Groups, s.Groups, sameGroup) || old.Volume.MaxProxied != s.Volume.MaxProxied {
+		m.Log.Info("proxy groups changed", "groups", len(s.Groups))
+		m.group.Update(groupsOf(&s), s.Volume.MaxProxied)
+	}
+	if old.BlockStore != s.BlockStore {
+		m.Log.Warn("the block store's settings changed; they count from the next mount on")
+	}
+}
+
+func sameGroup(a, b admin.GroupSettings) bool {
+	return a.ID == b.ID && a.NoSSL == b.NoSSL && a.ProviderCode == b.ProviderCode && a.RegionCode == b.RegionCode && slices.Equal(a.Members, b.Members)
+}
+
+// Serve waits until ctx is done, and then unmounts; or until somebody else has
+// unmounted. All that was written is in the bucket when it returns nil.
+func (m *Mount) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		notifySystemd("STOPPING=1")
+		if err := m.mounted.Unmount(); err != nil {
+			m.Log.Error("unmount", "dir", m.Dir, "err", err)
+		}
+	})
+	defer stop()
+	err := m.mounted.Wait()
+	m.close()
+	return err
+}
+
+// close ends what Listen began, the mount itself apart.
+func (m *Mount) close() {
+	if m.client != nil {
+		m.client.Close()
+	}
+	m.stop()
+	m.wg.Wait()
+	if m.mem != nil {
+		m.mem.Close()
+	}
+	if m.disk != nil {
+		if err := m.disk.Close(); err != nil {
+			m.Log.Warn("disk cache", "err", err)
+		}
+	}
+}
+
+// Chosen says to people what the mount is and where its blocks come from.
+func (m *Mount) Chosen() string {
+	s := m.settings.Load()
+	how := ""
+	if m.ReadOnly {
+		how = ", read-only"
+	}
+	return fmt.Sprintf("Volume %s (%s) is mounted at %s%s.\n%s", s.Volume.Name, s.Volume.ID, m.Dir, how,
+		strings.TrimSpace("Blocks go "+m.group.Status().String()))
+}
+
+// MountStats are what user.flexfs.stats shows.
+type MountStats struct {
+	Volume  string        `json:"volume"`
+	ID      string        `json:"id"`
+	Dir     string        `json:"dir"`
+	Since   time.Time     `json:"since"`
+	Proxies remote.Status `json:"proxies"`
+	Memory  cache.Stats   `json:"memory"`
+	Disk    *cache.Stats  `json:"disk,omitempty"`
+	Files   any           `json:"files"`
+}
+
+// Stats returns what the mount did since its start.
+func (m *Mount) Stats() MountStats {
+	s := m.settings.Load()
+	stats := MountStats{
+		Volume: s.Volume.Name, ID: s.Volume.ID, Dir: m.Dir, Since: m.started,
+		Proxies: m.group.Status(), Memory: m.mem.Stats(), Files: m.fs.Stats(),
+	}
+	if m.disk != nil {
+		d := m.disk.Stats()
+		stats.Disk = &d
+	}
+	return stats
+}
+
+// checkMountPoint wants a folder to mount on.
+func checkMountPoint(dir string, nonEmpty bool) error {
+	info, err := os.Stat(dir)
+	switch {
+	case isDeadMount(err):
+		return fmt.Errorf("%s is a mount whose program has gone: run umount -l %[1]s first", dir)
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("mount point %s does not exist: make the folder first", dir)
+	case err != nil:
+		return fmt.Errorf("mount point: %w", err)
+	case !info.IsDir():
+		return fmt.Errorf("mount point %s is not a folder", dir)
+	}
+	if err := alreadyMounted(dir); err != nil {
+		return err
+	}
+	if nonEmpty {
+		return nil
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("mount point: %w", err)
+	}
+	defer f.Close()
+	if names, _ := f.Readdirnames(1); len(names) > 0 {
+		return fmt.Errorf("mount point %s is not empty, and a mount would hide what is in it: choose an empty folder, or give --nonEmpty", dir)
+	}
+	return nil
+}
+
+// alreadyMounted refuses a folder on which a volume is mounted.
+func alreadyMounted(dir string) error {
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return err
+	}
+	kind, err := mountedAt(path)
+	if err != nil {
+		return fmt.Errorf("list of mounts: %w", err)
+	}
+	if strings.HasPrefix(kind, "fuse") {
+		return fmt.Errorf("there is a mount at %s already: umount it first", dir)
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+package modes
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"flexfs/cache"
+)
+
+// A mounting is one run of flexfs mount.
+type mounting struct {
+	Mount
+	access     accessFlags
+	log        logging
+	memory     Amount
+	foreground bool
+	logFile    string
+	options    string // expanded before flags are parsed, see expandOptions
+}
+
+func mountCommand() *cli.Command {
+	m := &mounting{memory: Amount{Percent: 10}, Mount: Mount{DiskQuota: cache.Quota{Percent: 80}}}
+	flags := []cli.Flag{
+		boolFlag(&m.foreground, "foreground", "stay in the foreground"),
+		textFlag(&m.logFile, "logFile", "`FILE` for the log of a mount in the background; else one in ~/.flexfs/mount"),
+		amountFlag(&m.memory, "memCapacity", "`SIZE` of memory for blocks, or the share of the machine's: 2GiB, 10%"),
+		textFlag(&m.DiskFolder, "diskFolder", "`FOLDER` for a cache of blocks on disk, which survives a restart; else there is none"),
+		quotaFlag(&m.DiskQuota, "diskQuota", "`SIZE` that the cache may take, or the share of the disk: 100GiB, 80%"),
+		boolFlag(&m.ReadOnly, "ro", "mount read-only"),
+		boolFlag(&m.AllowOther, "allowOther", "let all users in, not only the one who mounts"),
+		boolFlag(&m.NoATime, "noATime", "do not record when files were read"),
+		boolFlag(&m.NoDev, "noDev", "device files do not open devices"),
+		boolFlag(&m.NoExec, "noExec", "programs on it cannot be run"),
+		boolFlag(&m.NoSUID, "noSUID", "set-user-ID and set-group-ID bits have no effect"),
+		boolFlag(&m.NonEmpty, "nonEmpty", "mount on a folder that has files, which are hidden meanwhile"),
+		&cli.GenericFlag{Name: "options", Aliases: []string{"o"}, Usage: "`OPTIONS` as mount(8) has them: flags without dashes, comma-separated",
+			Value: &setting[string]{dst: &m.options, parse: noText, format: noFormat}},
+	}
+	return &cli.Command{
+		Name:      "mount",
+		Usage:     "mount a volume",
+		ArgsUsage: "<volume> <dir>",
+		Description: "The token of the volume, admin's address and the key of admin come from flags, from the environment, or from\n" +
+			"~/.flexfs/mount/<volume>.json, which flexfs configure init --volume <volume> writes.\n" +
+			"In /etc/fstab: <volume> <dir> flexfs _netdev,nofail 0 0, with a link /sbin/mount.flexfs to this program.",
+		Flags:  slices.Concat(flags, m.access.flags("token", "the volume"), m.log.flags()),
+		Action: m.run,
+	}
+}
+
+func noText(string) (string, error) { return "", errors.New("give it as -o a,b or --options a,b") }
+func noFormat(s string) string      { return s }
+
+func quotaFlag(dst *cache.Quota, name, help string) cli.Flag {
+	return flagOf(dst, name, help, cache.ParseQuota, cache.Quota.String)
+}
+
+func (m *mounting) run(c *cli.Context) error {
+	args, err := positional(c, "volume", "dir")
+	if err != nil {
+		return err
+	}
+	m.Volume = args[0]
+	if m.Dir, err = filepath.Abs(args[1]); err != nil {
+		return err
+	}
+	if m.MemCapacity = m.memory.Of(machineMemory()); m.MemCapacity < minMemory {
+		if m.memory.Percent == 0 {
+			return usagef("--memCapacity: %s is less than %s, the least that a mount works in", formatSize(m.MemCapacity), formatSize(minMemory))
+		}
+		m.MemCapacity = minMemory
+	}
+	r := newReporter(c.App.ErrWriter)
+	if !m.foreground && r.background == nil && os.Getenv("NOTIFY_SOCKET") == "" {
+		return m.startBackground(c)
+	}
+	m.Log = m.log.logger(c.App.ErrWriter)
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(m.MemCapacity + m.MemCapacity/4 + 64<<20) // the rest of the program needs some, too
+	}
+	return r.fail(m.serve(c.Context, r))
+}
+
+// serve mounts, reports, and serves until it is unmounted.
+func (m *mounting) serve(ctx context.Context, r *reporter) (err error) {
+	if err := checkMountPoint(m.Dir, m.NonEmpty); err != nil {
+		return err
+	}
+	m.Admin, err = m.access.resolve(ctx, r.say, homeFolder("mount", m.Volume+".json"), homeFolder("credentials.json"))
+	if err != nil {
+		return err
+	}
+	if err := m.Listen(ctx); err != nil {
+		return err
+	}
+	r.say(m.Chosen())
+	r.ready()
+	return m.Serve(ctx)
+}
+
+// startBackground runs the mount in a process of its own and waits until it
+// works. Secrets do not go by its command line, which others can see.
+func (m *mounting) startBackground(c *cli.Context) error {
+	if m.logFile == "" {
+		sum := sha256.Sum256([]byte(m.Dir))
+		m.logFile = homeFolder("mount", "log", fmt.Sprintf("%s-%s.log", strings.ReplaceAll(m.Volume, "/", "_"), hex.EncodeToString(sum[:4])))
+	}
+	args := os.Args
+	if m.access.Token != "" {
+		args = withoutFlag(args, "token")
+		os.Setenv(envName("token"), m.access.Token)
+	}
+	return startBackground(c.Context, args, m.logFile, c.App.Writer)
+}
+
+// withoutFlag returns args without a flag that takes a value.
+func withoutFlag(args []string, name string) []string {
+	var out []string
+	for i := 0; i < len(args); i++ {
+		switch {
+		case args[i] == "-"+name || args[i] == "--"+name:
+			i++
+		case strings.HasPrefix(args[i], "-"+name+"=") || strings.HasPrefix(args[i], "--"+name+"="):
+		default:
+			out = append(out, args[i])
+		}
+	}
+	return out
+}

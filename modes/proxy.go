@@ -1,0 +1,179 @@
+package modes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"flexfs/admin"
+	"flexfs/cache"
+	"flexfs/internal/tlspin"
+	"flexfs/store"
+	"flexfs/store/remote"
+	"flexfs/store/seal"
+)
+
+// Proxy is a server that keeps blocks of its group's volumes close to their
+// clients.
+type Proxy struct {
+	Admin       Access
+	Addr        string // to listen on; port 0 picks one
+	Address     string // host:port as the group lists it; "": from Addr
+	DiskFolder  string // for blocks
+	DiskQuota   cache.Quota
+	StateFolder string // for the certificate and the last settings
+	NoSSL       bool   // plain HTTP, for trusted networks; must be what the group says
+	SSLCert     string // files; "": a certificate is made
+	SSLKey      string
+	Log         *slog.Logger
+
+	client  *admin.Client
+	source  *tlspin.Source
+	ln      net.Listener
+	disk    *cache.Disk
+	tickets ticketKeys
+	origins origins
+}
+
+func proxyCommand() *cli.Command {
+	p := &Proxy{Addr: "0.0.0.0:443", DiskFolder: "/cache", DiskQuota: cache.Quota{Percent: 90}, StateFolder: homeFolder("proxy")}
+	var l logging
+	var access accessFlags
+	return &cli.Command{
+		Name:  "proxy",
+		Usage: "serve a proxy of a group: keep blocks close to clients",
+		Flags: append(append([]cli.Flag{
+			textFlag(&p.Addr, "bindAddr", "`ADDRESS` to listen on"),
+			textFlag(&p.Address, "address", "`ADDRESS` host:port as it is in the group; else the machine's name and bindAddr's port"),
+			textFlag(&p.DiskFolder, "diskFolder", "`FOLDER` for blocks, on a fast disk"),
+			quotaFlag(&p.DiskQuota, "diskQuota", "`SIZE` that blocks may take, or the share of the disk: 500GiB, 90%"),
+			textFlag(&p.StateFolder, "stateFolder", "`FOLDER` of the certificate and the last settings"),
+			boolFlag(&p.NoSSL, "noSSL", "serve plain HTTP; the group must say so too"),
+			textFlag(&p.SSLCert, "sslCert", "`FILE` with the certificate, PEM; else one is made"),
+			textFlag(&p.SSLKey, "sslKey", "`FILE` with its key"),
+		}, access.flags("token", "the proxy group")...), l.flags()...),
+		Action: func(c *cli.Context) (err error) {
+			if _, err := positional(c); err != nil {
+				return err
+			}
+			p.Log = l.logger(c.App.ErrWriter)
+			say := func(text string) { p.Log.Warn(text) }
+			if p.Admin, err = access.resolve(c.Context, say, homeFolder("proxy", "credentials.json"), homeFolder("credentials.json")); err != nil {
+				return err
+			}
+			return listenAndServe(c.Context, p)
+		},
+	}
+}
+
+// Listen opens the cache and binds the address.
+func (p *Proxy) Listen() (err error) {
+	p.origins.log = p.Log
+	if p.disk, err = openDisk(&p.origins, p.DiskFolder, p.DiskQuota, true, p.Log); err != nil {
+		return err
+	}
+	if p.source, err = (identity{p.NoSSL, p.SSLCert, p.SSLKey}).source(p.StateFolder, p.Log); err == nil {
+		p.ln, err = listen(p.Addr)
+	}
+	if err != nil {
+		p.disk.Close()
+	}
+	return err
+}
+
+// openDisk opens a cache of sealed blocks in folder. whole: a miss fetches the
+// whole block, whatever part of it was asked for.
+func openDisk(next store.Store, folder string, quota cache.Quota, whole bool, log *slog.Logger) (*cache.Disk, error) {
+	return cache.OpenDisk(next, cache.DiskConfig{Dir: folder, Quota: quota, Verify: seal.Verify, Whole: whole, Log: log})
+}
+
+// URL returns where clients on this machine reach the proxy.
+func (p *Proxy) URL() string {
+	if p.NoSSL {
+		return "http://" + reachable(p.ln)
+	}
+	return "https://" + reachable(p.ln)
+}
+
+// Serve answers until ctx is done, then lets requests finish.
+func (p *Proxy) Serve(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, p.disk.Close()) }()
+	defer p.ln.Close()
+	p.client = p.Admin.Client()
+	settings := feed[admin.ProxySettings]{p.client, filepath.Join(p.StateFolder, "settings.json"), p.Log}
+	last, err := settings.first(ctx)
+	if err != nil {
+		return err
+	}
+	p.apply(last.Settings)
+	if err := p.agrees(last.Settings.Group); err != nil {
+		return err
+	}
+	if p.Address == "" {
+		p.Address = advertised(p.ln)
+	}
+	pin := ""
+	if p.source != nil {
+		pin = p.source.Pin()
+	}
+	p.Log.Info("proxy serving", "url", p.URL(), "known_as", p.Address, "group", last.Settings.Group.ID, "pin", pin,
+		"disk_folder", p.DiskFolder, "disk_bytes", p.disk.Stats().Limit)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.serve(ctx) })
+	g.Go(func() error { return enrol(ctx, p.client, admin.Enrolment{Address: p.Address, Pin: pin}, p.Log) })
+	g.Go(func() error { settings.follow(ctx, last, p.apply); return nil })
+	g.Go(func() error { p.tryBuckets(ctx, last.Settings.Volumes); return nil })
+	return g.Wait()
+}
+
+// agrees wants TLS here and in the group to be the same: or no client gets in.
+func (p *Proxy) agrees(group admin.GroupSettings) error {
+	switch {
+	case p.NoSSL && !group.NoSSL:
+		return fmt.Errorf("--noSSL: clients come with TLS, as proxy group %d says: leave it out, or run flexfs configure update proxy-group %d --noSSL", group.ID, group.ID)
+	case !p.NoSSL && group.NoSSL:
+		return fmt.Errorf("clients come without TLS, as proxy group %d says: start with --noSSL, or run flexfs configure update proxy-group %d --noSSL=false", group.ID, group.ID)
+	}
+	return nil
+}
+
+func (p *Proxy) apply(s admin.ProxySettings) {
+	p.tickets.update(s.TicketKeys)
+	p.origins.update(s.Volumes)
+}
+
+// tryBuckets says at once which buckets cannot be used, before a client asks.
+func (p *Proxy) tryBuckets(ctx context.Context, volumes []admin.VolumeSettings) {
+	for _, v := range volumes {
+		id, err := store.ParseVolume(v.Volume.ID)
+		if err == nil {
+			_, err = p.origins.of(ctx, id)
+		}
+		if err != nil && ctx.Err() == nil {
+			p.Log.Error("the bucket of a volume cannot be used", "volume", v.Volume.Name, "err", err)
+		}
+	}
+}
+
+// serve answers requests for blocks.
+func (p *Proxy) serve(ctx context.Context) error {
+	srv := remote.NewHTTPServer(remote.Handler(remote.Server{
+		Tickets: p.tickets.check,
+		Store: func(volume store.Volume) (store.Store, error) {
+			if err := p.origins.known(volume); err != nil {
+				return nil, err
+			}
+			return p.disk, nil
+		},
+		Verify:  seal.Verify,
+		Metrics: func() []remote.Metric { return cacheMetrics("flexfs_proxy_disk_", p.disk.Stats()) },
+		Log:     p.Log,
+	}), p.Log)
+	return runHTTP(ctx, srv, p.ln, p.source)
+}
