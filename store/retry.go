@@ -63,7 +63,15 @@ func (r *retry) Delete(ctx context.Context, key Key) error {
 }
 
 func (r *retry) DeleteAll(ctx context.Context, keys []Key) error {
-	return r.do(ctx, func() error { return DeleteAll(ctx, r.next, keys) })
+	if b, ok := r.next.(BulkDeleter); ok {
+		return r.do(ctx, func() error { return b.DeleteAll(ctx, keys) })
+	}
+	for _, key := range keys {
+		if err := r.Delete(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // do calls op until it answers, at most n times.

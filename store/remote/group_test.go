@@ -1,0 +1,769 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flexfs/store"
+	"flexfs/store/mem"
+	"flexfs/store/storetest"
+)
+
+// A world is a bucket, proxies in front of it, and a client.
+type world struct {
+	t       *testing.T
+	net     network
+	bucket  *mem.Store
+	origin  *spy            // the bucket as the client sees it
+	proxies map[string]*spy // the bucket as each proxy sees it
+	group   *Group
+}
+
+// inWorld runs test in a bubble of time.
+func inWorld(t *testing.T, test func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		bucket := mem.New(t)
+		test(&world{t: t, bucket: bucket, origin: &spy{Store: bucket}, proxies: make(map[string]*spy)})
+	})
+}
+
+// proxy starts a proxy that is delay away.
+func (w *world) proxy(addr string, delay time.Duration) *host {
+	w.t.Helper()
+	s := &spy{Store: w.bucket}
+	w.proxies[addr] = s
+	return w.net.serve(w.t, addr, delay, Handler(Server{Tickets: nominal, Store: serving(s)}))
+}
+
+// plain returns the settings of a group without TLS.
+func plain(id int64, addrs ...string) GroupSettings {
+	s := GroupSettings{ID: id, NoSSL: true}
+	for _, addr := range addrs {
+		s.Members = append(s.Members, Member{Address: addr})
+	}
+	return s
+}
+
+// client makes the client. It runs until the test ends.
+func (w *world) client(groups ...GroupSettings) *Group {
+	w.group = New(Config{
+		Origin: w.origin,
+		Groups: groups,
+		Ticket: func() string { return storetest.Key(0).Volume.String() },
+		Dial:   w.net.Dial,
+	})
+	w.group.Probe(w.t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { w.group.Run(ctx); close(done) }()
+	w.t.Cleanup(func() { cancel(); <-done })
+	return w.group
+}
+
+// fill puts n blocks into the bucket.
+func (w *world) fill(n int) {
+	w.t.Helper()
+	for i := range n {
+		if err := w.bucket.Put(w.t.Context(), storetest.Key(i), block(i)); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func block(i int) []byte { return storetest.Data(storetest.Key(i), 1000+i) }
+
+// read gets block i and checks it.
+func (w *world) read(i int) error {
+	got, err := w.group.Get(w.t.Context(), storetest.Key(i), 0, -1)
+	if err == nil && !bytes.Equal(got, block(i)) {
+		err = fmt.Errorf("block %d: %d wrong bytes", i, len(got))
+	}
+	return err
+}
+
+// readAll reads n blocks and returns how long it took.
+func (w *world) readAll(n int) time.Duration {
+	w.t.Helper()
+	start := time.Now()
+	for i := range n {
+		if err := w.read(i); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return time.Since(start)
+}
+
+func (w *world) wantChosen(id int64) {
+	w.t.Helper()
+	if got := w.group.Status(); got.Chosen != id {
+		w.t.Fatalf("group %d is chosen, want %d:\n%v", got.Chosen, id, got)
+	}
+}
+
+func (w *world) state(addr string) string {
+	for _, g := range w.group.Status().Groups {
+		for _, m := range g.Members {
+			if m.Address == addr {
+				return m.State
+			}
+		}
+	}
+	return "unknown"
+}
+
+func TestTheNearestGroupIsChosen(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(30)
+		w.proxy("far:1", 10*time.Millisecond)
+		w.proxy("near:1", time.Millisecond)
+		w.proxy("near:2", 2*time.Millisecond)
+		w.proxy("middle:1", 5*time.Millisecond)
+		g := w.client(plain(1, "far:1"), plain(2, "near:1", "near:2"), plain(3, "middle:1"))
+		w.wantChosen(2)
+		for i, want := range []time.Duration{20 * time.Millisecond, 2 * time.Millisecond, 10 * time.Millisecond} {
+			if got := g.Status().Groups[i].RTT; got != want {
+				t.Errorf("group %d is measured to be %v away, want %v", i+1, got, want)
+			}
+		}
+		w.readAll(30)
+		if n := w.origin.seen(); n > 0 {
+			t.Errorf("%d reads went to the bucket and not to the proxies", n)
+		}
+		for i := range 30 {
+			owner := w.group.view.Load().chosen.ring.Owners(storetest.Key(i).Hash(), 1)[0]
+			if !w.proxies[owner].asked(storetest.Key(i)) {
+				t.Errorf("block %d was not read through its owner %s", i, owner)
+			}
+		}
+	})
+}
+
+// What a connection costs to make is paid once and says nothing about reads.
+func TestMakingAConnectionDoesNotCount(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.proxy("a:1", time.Millisecond).slow = 300 * time.Millisecond
+		w.proxy("b:1", 3*time.Millisecond)
+		w.client(plain(1, "a:1"), plain(2, "b:1"))
+		w.wantChosen(1)
+		if got := w.group.Status().Groups[0].RTT; got != 2*time.Millisecond {
+			t.Errorf("measured %v, want 2ms", got)
+		}
+	})
+}
+
+// sick are the ways in which a host may be of no use.
+var sick = map[string]func(h *host){
+	"refuses":         func(h *host) { h.become("refuses") },
+	"packets vanish":  func(h *host) { h.become("lost") },
+	"slow to connect": func(h *host) { h.slow = time.Minute },
+	"too far":         func(h *host) { h.delay = 2 * time.Second },
+}
+
+func TestSickGroupsCostAtMostTheProbe(t *testing.T) {
+	for name, fail := range sick {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.fill(1)
+				for _, addr := range []string{"a:1", "a:2", "b:1"} {
+					fail(w.proxy(addr, time.Millisecond))
+				}
+				w.proxy("c:1", 5*time.Millisecond)
+				start := time.Now()
+				w.client(plain(1, "a:1", "a:2"), plain(2, "b:1"), plain(3, "c:1"))
+				if took := time.Since(start); took > time.Second {
+					t.Errorf("the first choice took %v, more than a probe's second", took)
+				}
+				w.wantChosen(3)
+				if took := w.readAll(1); took > 100*time.Millisecond {
+					t.Errorf("then a read took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// The connection is made, by a kernel or a load balancer, and nobody answers.
+func TestHalfOpenGroupCostsAtMostTheProbe(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(1)
+		h := w.proxy("a:1", 0)
+		h.Close() // the server accepts no more
+		go func() {
+			for {
+				select {
+				case <-h.calls: // and says nothing
+				case <-w.t.Context().Done():
+					return
+				}
+			}
+		}()
+		h.done = make(chan struct{})
+		start := time.Now()
+		w.client(plain(1, "a:1"))
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("the first choice took %v, more than a probe's second", took)
+		}
+		w.wantChosen(0)
+		w.readAll(1)
+	})
+}
+
+func TestGroupThatDiesCostsOneTimeoutInAll(t *testing.T) {
+	inWorld(t, func(w *world) {
+		const blocks = 60
+		w.fill(blocks)
+		var hosts []*host
+		var addrs []string
+		for i := range 4 {
+			addrs = append(addrs, fmt.Sprintf("a:%d", i))
+			hosts = append(hosts, w.proxy(addrs[i], time.Millisecond))
+		}
+		g := w.client(plain(1, addrs...))
+		w.wantChosen(1)
+		w.readAll(blocks)
+		for _, h := range hosts {
+			h.become("lost")
+		}
+		start := time.Now()
+		var wg sync.WaitGroup
+		for i := range blocks {
+			wg.Go(func() {
+				if err := w.read(i); err != nil {
+					t.Errorf("read %d: %v", i, err)
+				}
+			})
+		}
+		wg.Wait()
+		bound := g.cfg.Timing.Patience + g.cfg.Timing.Probe
+		if took := time.Since(start); took > bound {
+			t.Errorf("%d reads at once took %v when the group died, want at most %v", blocks, took, bound)
+		}
+		w.wantChosen(0)
+		if took := w.readAll(blocks); took > 0 {
+			t.Errorf("%d reads after that took %v, want no time", blocks, took)
+		}
+	})
+}
+
+func TestReadsOneByOneOfADeadGroupCostOneTimeoutInAll(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(40)
+		a, b := w.proxy("a:1", time.Millisecond), w.proxy("a:2", time.Millisecond)
+		g := w.client(plain(1, "a:1", "a:2"))
+		a.become("lost")
+		b.become("lost")
+		bound := g.cfg.Timing.Patience + g.cfg.Timing.Probe
+		if took := w.readAll(40); took > bound {
+			t.Errorf("40 reads took %v, want at most %v", took, bound)
+		}
+	})
+}
+
+func TestAGroupThatFailsIsLeftForTheNextAtOnce(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(20)
+		near := w.proxy("near:1", time.Millisecond)
+		w.proxy("far:1", 10*time.Millisecond)
+		w.client(plain(1, "near:1"), plain(2, "far:1"))
+		w.wantChosen(1)
+		near.become("refuses")
+		w.readAll(20)
+		w.wantChosen(2)
+		if n := w.origin.seen(); n > 0 {
+			t.Errorf("%d reads went to the bucket, though a group was left", n)
+		}
+	})
+}
+
+func TestADeadMemberIsPassedOverForTheNextInOrder(t *testing.T) {
+	inWorld(t, func(w *world) {
+		const blocks = 60
+		w.fill(blocks)
+		addrs := []string{"a:1", "a:2", "a:3"}
+		hosts := make(map[string]*host)
+		for _, addr := range addrs {
+			hosts[addr] = w.proxy(addr, time.Millisecond)
+		}
+		g := w.client(plain(1, addrs...))
+		ring := g.view.Load().chosen.ring
+		hosts["a:2"].become("lost")
+		bound := g.cfg.Timing.Patience + g.cfg.Timing.Probe + blocks*10*time.Millisecond
+		if took := w.readAll(blocks); took > bound {
+			t.Errorf("%d reads took %v, want at most %v", blocks, took, bound)
+		}
+		w.wantChosen(1)
+		if n := w.origin.seen(); n > 0 {
+			t.Errorf("%d reads went to the bucket", n)
+		}
+		for i := range blocks {
+			owners := ring.Owners(storetest.Key(i).Hash(), 2)
+			if owners[0] == "a:2" && !w.proxies[owners[1]].asked(storetest.Key(i)) {
+				t.Errorf("block %d was not read through %s, the next after a:2", i, owners[1])
+			}
+		}
+		hosts["a:2"].become("")
+		time.Sleep(5 * time.Second)
+		w.proxies["a:2"].seen()
+		w.readAll(blocks)
+		if got := w.state("a:2"); got != "up" {
+			t.Errorf("the member that is back is %s", got)
+		}
+		for i := range blocks {
+			if ring.Owners(storetest.Key(i).Hash(), 1)[0] == "a:2" && !w.proxies["a:2"].asked(storetest.Key(i)) {
+				t.Errorf("block %d is not read through a:2 again", i)
+			}
+		}
+	})
+}
+
+func TestTheBucketIsUsedWhileAllGroupsAreGone(t *testing.T) {
+	for name, fail := range map[string]string{"refuse": "refuses", "packets vanish": "lost"} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.fill(10)
+				a, b := w.proxy("a:1", time.Millisecond), w.proxy("b:1", 2*time.Millisecond)
+				w.client(plain(1, "a:1"), plain(2, "b:1"))
+				a.become(fail)
+				b.become(fail)
+				w.readAll(10)
+				w.wantChosen(0)
+				time.Sleep(time.Hour)
+				w.origin.seen()
+				if took := w.readAll(10); took > 0 || w.origin.seen() != 10 {
+					t.Errorf("reads from the bucket took %v", took)
+				}
+				a.become("")
+				b.become("")
+				time.Sleep(5 * time.Second)
+				w.wantChosen(1)
+				w.readAll(10)
+				if n := w.origin.seen(); n > 0 {
+					t.Errorf("%d reads went to the bucket after the groups were back", n)
+				}
+			})
+		})
+	}
+}
+
+func TestNoGroupsIsTheBucket(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(3)
+		w.client()
+		w.readAll(3)
+		time.Sleep(time.Minute)
+		w.readAll(3)
+	})
+}
+
+func TestWithoutRunTheBucketIsUsed(t *testing.T) {
+	w := &world{t: t, bucket: mem.New(t)}
+	w.fill(3)
+	w.group = New(Config{Origin: w.bucket, Groups: []GroupSettings{plain(1, "nobody.invalid:1")}, Ticket: func() string { return "" }})
+	w.readAll(3)
+}
+
+func TestOnlyAClearAndLastingGainChangesTheGroup(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(1)
+		a, b := w.proxy("a:1", 10*time.Millisecond), w.proxy("b:1", 12*time.Millisecond)
+		g := w.client(plain(1, "a:1"), plain(2, "b:1"))
+		round := g.cfg.Timing.Round
+		w.wantChosen(1)
+		b.delay = 8 * time.Millisecond
+		time.Sleep(20 * round)
+		w.wantChosen(1) // better, but not clearly
+
+		b.delay = 2 * time.Millisecond
+		time.Sleep(2 * round)
+		w.wantChosen(1) // clearly better, but not for long
+		b.delay = 10 * time.Millisecond
+		time.Sleep(10 * round)
+		w.wantChosen(1)
+
+		b.delay = 2 * time.Millisecond
+		time.Sleep(5 * round)
+		w.wantChosen(2)
+		if got := g.Status().Counts.Switches; got != 2 {
+			t.Errorf("the group was changed %d times, want 2: to group 1 and to group 2", got)
+		}
+		a.delay = time.Millisecond // one millisecond less is little, whatever the ratio
+		time.Sleep(20 * round)
+		w.wantChosen(1)
+		b.delay = 900 * time.Microsecond
+		time.Sleep(20 * round)
+		w.wantChosen(1)
+	})
+}
+
+// A line that is full for a while makes round trips long, but not the way.
+func TestABusyLineDoesNotChangeTheGroup(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.proxy("a:1", time.Millisecond)
+		w.proxy("b:1", 5*time.Millisecond)
+		g := w.client(plain(1, "a:1"), plain(2, "b:1"))
+		for range 20 {
+			a.delay = 50 * time.Millisecond
+			time.Sleep(2 * g.cfg.Timing.Round)
+			w.wantChosen(1)
+			a.delay = time.Millisecond
+			time.Sleep(g.cfg.Timing.Round)
+			w.wantChosen(1)
+		}
+	})
+}
+
+func TestMembersChangeUnderReads(t *testing.T) {
+	inWorld(t, func(w *world) {
+		const blocks = 100
+		w.fill(blocks)
+		for i := range 6 {
+			w.proxy(fmt.Sprintf("a:%d", i), time.Millisecond)
+		}
+		w.proxy("b:1", 500*time.Microsecond)
+		w.proxy("dead:1", 0).become("lost")
+		g := w.client(plain(1, "a:1", "a:2", "a:3"))
+
+		stop := make(chan struct{})
+		var readers sync.WaitGroup
+		var slowest time.Duration
+		var mu sync.Mutex
+		for r := range 8 {
+			readers.Go(func() {
+				for i := r; ; i++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					start := time.Now()
+					if err := w.read(i % blocks); err != nil {
+						t.Errorf("reader %d: %v", r, err)
+						return
+					}
+					mu.Lock()
+					slowest = max(slowest, time.Since(start))
+					mu.Unlock()
+				}
+			})
+		}
+		for _, step := range []struct {
+			why    string
+			groups []GroupSettings
+			busy   []string // that must be used
+			idle   []string // that must not
+		}{
+			{"add one", []GroupSettings{plain(1, "a:1", "a:2", "a:3", "a:4")}, []string{"a:1", "a:2", "a:3", "a:4"}, nil},
+			{"remove one", []GroupSettings{plain(1, "a:2", "a:3", "a:4")}, []string{"a:2", "a:3", "a:4"}, []string{"a:1"}},
+			{"replace one", []GroupSettings{plain(1, "a:2", "a:5", "a:4")}, []string{"a:2", "a:5", "a:4"}, []string{"a:1", "a:3"}},
+			{"replace all", []GroupSettings{plain(1, "a:0", "a:1")}, []string{"a:0", "a:1"}, []string{"a:2", "a:3", "a:4", "a:5"}},
+			{"add a dead one", []GroupSettings{plain(1, "a:0", "a:1", "dead:1")}, []string{"a:0", "a:1"}, []string{"dead:1"}},
+			{"add a nearer group", []GroupSettings{plain(1, "a:0", "a:1"), plain(2, "b:1")}, []string{"b:1"}, []string{"a:0", "a:1"}},
+			{"remove the nearer group", []GroupSettings{plain(1, "a:0", "a:1")}, []string{"a:0", "a:1"}, []string{"b:1"}},
+			{"remove all", nil, nil, []string{"a:0", "a:1", "b:1"}},
+			{"and back", []GroupSettings{plain(1, "a:1", "a:2", "a:3")}, []string{"a:1", "a:2", "a:3"}, nil},
+		} {
+			g.Update(step.groups, 0)
+			time.Sleep(1100 * time.Millisecond) // a probe's time: a dead member holds the round up
+			for _, s := range w.proxies {
+				s.seen()
+			}
+			time.Sleep(100 * time.Millisecond)
+			for _, addr := range step.busy {
+				if w.proxies[addr].seen() == 0 {
+					t.Errorf("%s: %s is not used:\n%v", step.why, addr, g.Status())
+				}
+			}
+			for _, addr := range step.idle {
+				if n := w.proxies[addr].seen(); n > 0 {
+					t.Errorf("%s: %s was used %d times:\n%v", step.why, addr, n, g.Status())
+				}
+			}
+		}
+		close(stop)
+		readers.Wait()
+		if slowest > 50*time.Millisecond {
+			t.Errorf("a read took %v while members changed", slowest)
+		}
+	})
+}
+
+func TestRequestsToARemovedMemberGoOn(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(1)
+		w.proxy("a:1", 0)
+		w.proxy("a:2", 0)
+		g := w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(context.Context, string, store.Key) error { time.Sleep(20 * time.Second); return nil })
+		done := make(chan error)
+		go func() { done <- w.read(0) }()
+		time.Sleep(time.Second)
+		g.Update([]GroupSettings{plain(1, "a:2")}, 0)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := w.origin.seen() + w.proxies["a:2"].seen(); n != 0 {
+			t.Errorf("the read was made %d times again", n)
+		}
+	})
+}
+
+func TestMaxProxiedIsForTheFirstBlocks(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(9) // three blocks of three files
+		w.proxy("a:1", 0)
+		g := w.client(plain(1, "a:1"))
+		for limit, want := range []int{0: 9, 1: 3, 2: 6, 3: 9} {
+			g.Update([]GroupSettings{plain(1, "a:1")}, int64(limit))
+			w.readAll(9)
+			if got, direct := w.proxies["a:1"].seen(), w.origin.seen(); got != want || direct != 9-want {
+				t.Errorf("with a limit of %d, %d reads went through the proxy and %d to the bucket, want %d and %d", limit, got, direct, want, 9-want)
+			}
+		}
+	})
+}
+
+func TestAMissingBlockIsLookedForInTheBucket(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(1)
+		w.proxy("a:1", 0)
+		w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(context.Context, string, store.Key) error {
+			return fmt.Errorf("cache: %w", store.ErrNotExist)
+		})
+		w.readAll(1)
+		if got := w.group.Status().Counts; got.Checks != 1 || got.Found != 1 {
+			t.Errorf("counted %+v, want one check that found the block", got)
+		}
+		_, err := w.group.Get(t.Context(), storetest.Key(7), 0, -1)
+		if !errors.Is(err, store.ErrNotExist) {
+			t.Errorf("a block that is in no place: %v", err)
+		}
+		if got := w.state("a:1"); got != "up" {
+			t.Errorf("the proxy is %s after answering that a block does not exist", got)
+		}
+	})
+}
+
+// A proxy whose bucket fails still has its cache: it stays in use.
+func TestAProxyThatCannotReachTheBucketIsNotPassedOver(t *testing.T) {
+	for name, failure := range map[string]error{"fails": errors.New("the bucket does not answer"), "corrupt": store.ErrCorrupt} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.fill(10)
+				w.proxy("a:1", 0)
+				w.proxy("a:2", 0)
+				w.client(plain(1, "a:1", "a:2"))
+				for _, s := range w.proxies {
+					s.do(func(context.Context, string, store.Key) error { return failure })
+				}
+				w.readAll(10)
+				if n := w.origin.seen(); n != 10 {
+					t.Errorf("%d reads went to the bucket, want 10", n)
+				}
+				if n := w.proxies["a:1"].seen() + w.proxies["a:2"].seen(); n != 10 {
+					t.Errorf("%d reads went to proxies, want 10: one each", n)
+				}
+				w.wantChosen(1)
+			})
+		})
+	}
+}
+
+func TestAnErrorNamesBothWays(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.proxy("a:1", 0)
+		w.client(plain(1, "a:1"))
+		lost := errors.New("the bucket is on fire")
+		w.proxies["a:1"].do(func(context.Context, string, store.Key) error { return errors.New("the disk is full") })
+		w.origin.do(func(context.Context, string, store.Key) error { return lost })
+		err := w.read(0)
+		if !errors.Is(err, lost) || !strings.Contains(err.Error(), "the disk is full") {
+			t.Errorf("got error %v", err)
+		}
+	})
+}
+
+// A member that answers probes but no requests is found out by the longest time
+// that a request may take; after that it gets one request at a time.
+func TestAMemberThatOnlyAnswersProbesGetsOneRequestAtATime(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(100)
+		w.proxy("a:1", 0)
+		g := w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(ctx context.Context, _ string, _ store.Key) error { <-ctx.Done(); return ctx.Err() })
+		if took := w.readAll(1); took > g.cfg.Timing.Attempt {
+			t.Errorf("a read took %v", took)
+		}
+		time.Sleep(time.Minute)
+		w.proxies["a:1"].seen()
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				if err := w.read(i); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := w.proxies["a:1"].seen(); n != 1 {
+			t.Errorf("%d of 100 requests were sent to the sick member, want 1", n)
+		}
+		time.Sleep(time.Minute)
+		w.proxies["a:1"].do(nil)
+		w.readAll(100)
+		if n := w.proxies["a:1"].seen(); n != 100 || w.state("a:1") != "up" {
+			t.Errorf("the member got %d of 100 requests after it was well again", n)
+		}
+	})
+}
+
+// Slow is not dead: a proxy may wait for a bucket that is far away.
+func TestASlowAnswerOfALiveMemberIsWaitedFor(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(1)
+		w.proxy("a:1", time.Millisecond)
+		w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(context.Context, string, store.Key) error { time.Sleep(40 * time.Second); return nil })
+		w.readAll(1)
+		if n := w.origin.seen(); n != 0 || w.state("a:1") != "up" {
+			t.Errorf("the read was made again, %d times, and the member is %s", n, w.state("a:1"))
+		}
+	})
+}
+
+func TestAMemberThatDiesInASlowRequestIsFoundOut(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(1)
+		h := w.proxy("a:1", time.Millisecond)
+		w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(ctx context.Context, _ string, _ store.Key) error {
+			time.Sleep(10 * time.Second)
+			h.become("lost")
+			return nil
+		})
+		if took := w.readAll(1); took > 13*time.Second {
+			t.Errorf("the read took %v, want it to end soon after 10s", took)
+		}
+	})
+}
+
+func TestTheCallersCancellationIsNoFault(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(1)
+		w.proxy("a:1", time.Millisecond)
+		w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(ctx context.Context, _ string, _ store.Key) error { <-ctx.Done(); return ctx.Err() })
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := w.group.Get(ctx, storetest.Key(0), 0, -1)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got error %v", err)
+		}
+		if n := w.origin.seen(); n != 0 || w.state("a:1") != "up" {
+			t.Errorf("%d reads of the bucket followed and the member is %s", n, w.state("a:1"))
+		}
+	})
+}
+
+func TestAPutGoesOnWithTheNextMember(t *testing.T) {
+	inWorld(t, func(w *world) {
+		hosts := map[string]*host{"a:1": w.proxy("a:1", 0), "a:2": w.proxy("a:2", 0)}
+		w.client(plain(1, "a:1", "a:2"))
+		key, data := storetest.Key(1), storetest.Data(storetest.Key(1), 3<<20)
+		owners := w.group.view.Load().chosen.ring.Owners(key.Hash(), -1)
+		w.proxies[owners[0]].do(func(context.Context, string, store.Key) error {
+			hosts[owners[0]].become("refuses") // the answer is lost
+			return errors.New("dying")
+		})
+		if err := w.group.Put(t.Context(), key, data); err != nil {
+			t.Fatal(err)
+		}
+		if !w.proxies[owners[1]].asked(key) || w.origin.seen() > 0 {
+			t.Error("the next member in order did not get the block")
+		}
+		hosts[owners[1]].become("refuses")
+		key = storetest.Key(2)
+		if err := w.group.Put(t.Context(), key, storetest.Data(key, 3<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if !w.origin.asked(key) {
+			t.Error("the bucket did not get the block that no proxy took")
+		}
+		for i := 1; i <= 2; i++ {
+			got, err := w.bucket.Get(t.Context(), storetest.Key(i), 0, -1)
+			if err != nil || !bytes.Equal(got, storetest.Data(storetest.Key(i), 3<<20)) {
+				t.Errorf("block %d in the bucket is %d bytes, error %v", i, len(got), err)
+			}
+		}
+	})
+}
+
+func TestDeleteRemovesFromTheBucketAlsoWithoutProxies(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(4)
+		h := w.proxy("a:1", 0)
+		w.client(plain(1, "a:1"))
+		for i := range 4 {
+			if i == 2 {
+				h.become("refuses")
+			}
+			if err := w.group.Delete(t.Context(), storetest.Key(i)); err != nil {
+				t.Error(err)
+			}
+		}
+		if left := w.bucket.Keys(); len(left) != 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
+}
+
+// A proxy that has not heard of the volume, or of admin's new key, is of no use
+// now, but others are.
+func TestAMemberThatRefusesTheTicketIsPassedOver(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.fill(30)
+		w.proxy("a:1", 0)
+		none := func(store.Volume) (store.Store, error) { return nil, errors.New("not my volume") }
+		w.net.serve(t, "a:2", 0, Handler(Server{Tickets: nominal, Store: none}))
+		g := w.client(plain(1, "a:1", "a:2"))
+		w.readAll(30)
+		if n := w.origin.seen(); n != 0 {
+			t.Errorf("%d reads went to the bucket", n)
+		}
+		for _, m := range g.Status().Groups[0].Members {
+			if m.Address == "a:2" && (m.State != "down" || m.Requests != 1 || !strings.Contains(m.Error, "not my volume")) {
+				t.Errorf("the member that does not serve the volume: %+v", m)
+			}
+		}
+	})
+}
+
+func TestStatusIsForPeople(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.proxy("near:443", 500*time.Microsecond)
+		w.proxy("far:443", 20*time.Millisecond)
+		w.proxy("gone:443", 0).become("refuses")
+		groups := []GroupSettings{plain(1, "near:443", "gone:443"), plain(2, "far:443"), plain(3, "gone:443")}
+		groups[0].Name = "onprem/dc1"
+		g := w.client(groups...)
+		got := g.Status().String()
+		for _, want := range []string{"through proxy group 1 since", "* group 1 (onprem/dc1): round trip 1ms", "  group 2: round trip 40ms",
+			"  group 3: not reachable", "near:443", "connection refused"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("the status lacks %q:\n%s", want, got)
+			}
+		}
+		g.Update(nil, 0)
+		if got := g.Status().String(); !strings.Contains(got, "directly to the bucket since") {
+			t.Errorf("without groups:\n%s", got)
+		}
+	})
+}
