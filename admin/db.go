@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -81,10 +82,11 @@ func damaged(path string, cause any) error {
 // openBolt turns what the library does with damaged files, panics and memory
 // faults included, into errors.
 func openBolt(path string) (file *bolt.DB, err error) {
-	var raw *os.File // the library leaves it open, and locked, if it panics
+	var raw *os.File // the library leaves it open, locked and mapped, if it panics
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
+			syscall.Flock(int(raw.Fd()), syscall.LOCK_UN) // closing is not enough for a mapped file
 			raw.Close()
 			file, err = nil, damaged(path, r)
 		}
