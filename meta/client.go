@@ -274,38 +274,39 @@ func (c *Client) read(ctx context.Context, req *Request) (*Reply, error) {
 // change does a request that contains n changes. It keeps their slots until
 // the answer, so that the service can tell a repetition.
 func (c *Client) change(ctx context.Context, req *Request, n int) (*Reply, error) {
-	var s *session
+	var s *session // that req has slots of
 	var slots []uint16
-	sent := false
 	leave := func() {
 		if s != nil {
 			s.release(slots)
 		}
 	}
+	unsure := false // whether it was done in s
 	for {
 		l, err := c.connected(ctx)
 		if err != nil {
 			leave()
 			return nil, err
 		}
+		if s != l.session && unsure {
+			return nil, &Error{Op: req.Op, Errno: syscall.EIO,
+				Msg: "the session was lost, and it is not known whether the change was made"}
+		}
 		if s != l.session {
-			if sent {
-				return nil, &Error{Op: req.Op, Errno: syscall.EIO,
-					Msg: "the session was lost, and it is not known whether the change was made"}
-			}
-			s = l.session
-			if slots, err = s.acquire(ctx, n); err == errSessionEnded {
-				s = nil
+			s = nil
+			slots, err = l.session.acquire(ctx, n)
+			if err == errSessionEnded {
 				continue
 			} else if err != nil {
 				return nil, err
 			}
+			s = l.session
 			s.number(req, slots)
 		}
-		sent = true
 		reply, err := l.ask(ctx, req, leave)
 		switch {
 		case errors.Is(err, errBroken):
+			unsure = unsure || !errors.Is(err, errNotDone)
 			continue
 		case !errors.Is(err, errAbandoned):
 			leave()

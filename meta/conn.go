@@ -37,17 +37,20 @@ func newCalls(f *framer, kind byte) *calls {
 	return &calls{framer: f, kind: kind, open: make(map[uint64]*call)}
 }
 
-// start sends a request. The error wraps errBroken or is errTooLarge; after
-// either, the request was not done and will not be.
+// start sends a request. The error wraps errBroken and errNotDone, or is
+// errTooLarge.
 func (c *calls) start(ctx context.Context, req *Request) (*call, error) {
 	k := &call{op: req.Op, sent: time.Now(), reply: make(chan answer, 1)}
 	if err := c.add(k); err != nil {
 		return nil, err
 	}
 	h := header{kind: c.kind, op: req.Op, id: k.id, deadline: deadlineOf(ctx)}
-	if err := c.send(h, req); err != nil {
+	if err := c.send(h, req); err == errTooLarge {
 		c.take(k.id)
 		return nil, err
+	} else if err != nil {
+		c.take(k.id)
+		return nil, fmt.Errorf("%w: %w", errNotDone, err)
 	}
 	return k, nil
 }
@@ -56,7 +59,7 @@ func (c *calls) add(k *call) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open == nil {
-		return fmt.Errorf("%w: %w", errBroken, c.reason())
+		return fmt.Errorf("%w: %w: %w", errNotDone, errBroken, c.reason())
 	}
 	c.last++
 	k.id = c.last
@@ -108,23 +111,26 @@ func (c *calls) abandon(k *call, late func()) {
 	}
 }
 
-// answer gives the reply in body to the call that waits for it, and returns
-// that call, or nil if nobody asked.
-func (c *calls) answer(h header, body []byte) *call {
+// answer decodes the reply in body for the call that waits for it, and returns
+// both. The call is nil if nobody asked; otherwise finish must follow.
+func (c *calls) answer(h header, body []byte) (*call, answer) {
 	k := c.take(h.id)
 	if k == nil {
-		return nil
+		return nil, answer{}
 	}
 	reply := new(Reply)
-	a := answer{reply: reply}
 	if err := reply.Decode(body); err != nil {
-		a = answer{err: fmt.Errorf("meta: answer to %v: %w", k.op, err)}
+		return k, answer{err: fmt.Errorf("meta: answer to %v: %w", k.op, err)}
 	}
+	return k, answer{reply: reply}
+}
+
+// finish gives a call that was taken its answer.
+func (k *call) finish(a answer) {
 	k.reply <- a
 	if k.late != nil {
 		k.late()
 	}
-	return k
 }
 
 // end forgets all calls. The connection must have been closed before.

@@ -78,6 +78,9 @@ var (
 	errTooLarge = errors.New("message is larger than a frame")
 	errBroken   = errors.New("connection is closed")
 
+	// errNotDone goes with errBroken if the request was certainly not done.
+	errNotDone = errors.New("request was not done")
+
 	// errAbandoned: the caller's context ended, not the call.
 	errAbandoned = errors.New("given up")
 )

@@ -57,8 +57,8 @@ func (l *link) read() error {
 		l.heard.Store(int64(time.Since(l.client.epoch)))
 		switch h.kind {
 		case kindReply:
-			if k := l.answer(h, body); k != nil && k.op != OpHello {
-				l.client.extend(k.sent, l.lease)
+			if err := l.replied(h, body); err != nil {
+				return err
 			}
 		case kindPushRequest:
 			if err := l.pushed(h, body); err != nil {
@@ -68,6 +68,26 @@ func (l *link) read() error {
 			return fmt.Errorf("meta: frame of kind %d from the service", h.kind)
 		}
 	}
+}
+
+// replied hands a reply to who waits for it. An error ends the connection.
+func (l *link) replied(h header, body []byte) error {
+	k, a := l.answer(h, body)
+	switch {
+	case k == nil:
+		return nil
+	case k.op == OpHello || a.err != nil:
+		// No lease yet, or nothing that one could believe.
+	case a.reply.Errno == syscall.ENOTCONN:
+		err := errors.New("meta: the session has ended")
+		l.close(err) // first: who waits will look for another link
+		k.finish(answer{err: fmt.Errorf("%w: %w: %w", errNotDone, errBroken, err)})
+		return err
+	default:
+		l.client.extend(k.sent, l.lease)
+	}
+	k.finish(a)
+	return nil
 }
 
 // pushed starts the work on a request of the service. An error is a breach of

@@ -23,7 +23,9 @@ const maxConns = 16384
 //
 // The contexts of a connection's requests end when it breaks. A request that
 // is not understood is answered with EBADMSG, a panic of h with EIO. h sees
-// every operation but OpCancel, and OpHello first.
+// every operation but OpCancel, and OpHello first. If it answers ENOTCONN, the
+// connection has no session any more and the request was not done: the client
+// connects again.
 func Serve(ctx context.Context, ln net.Listener, h Handler, log *slog.Logger) error {
 	s := &server{handler: h, log: log, conns: make(map[*serverConn]bool)}
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
@@ -202,7 +204,9 @@ func (c *serverConn) read() error {
 		}
 		switch h.kind {
 		case kindPushReply:
-			c.pushes.answer(h, body)
+			if k, a := c.pushes.answer(h, body); k != nil {
+				k.finish(a)
+			}
 		case kindRequest:
 			if err := c.request(h, body); err != nil {
 				return err
