@@ -1,0 +1,312 @@
+package fuse
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jacobsa/fuse/fuseops"
+
+	"flexfs/meta"
+)
+
+func (c *call) getAttributes(op *fuseops.GetInodeAttributesOp) error {
+	in := c.fs.node(op.Inode)
+	if err := c.attrOf(in); err != nil {
+		return err
+	}
+	c.answer()
+	c.fill(in, &op.Attributes, &op.AttributesExpiration)
+	return nil
+}
+
+func (c *call) setAttributes(op *fuseops.SetInodeAttributesOp) error {
+	fs := c.fs
+	if fs.readOnly() {
+		return syscall.EROFS
+	}
+	in := fs.node(op.Inode)
+	if op.Size != nil {
+		if err := c.truncate(in, *op.Size, op.KillSuidgid); err != nil {
+			return err
+		}
+	}
+	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Time: now()}
+	setAttr(req, op)
+	if req.Set != 0 {
+		if err := c.setattr(in, req); err != nil {
+			return err
+		}
+	}
+	c.answer()
+	c.fill(in, &op.Attributes, &op.AttributesExpiration)
+	return nil
+}
+
+// setAttr says in req what op changes, except for the size.
+func setAttr(req *meta.Request, op *fuseops.SetInodeAttributesOp) {
+	if op.Mode != nil {
+		req.Set |= meta.SetMode
+		req.Attr.Mode = unixMode(*op.Mode) &^ syscall.S_IFMT
+	}
+	if op.Uid != nil {
+		req.Set |= meta.SetUid
+		req.Attr.Uid = *op.Uid
+	}
+	if op.Gid != nil {
+		req.Set |= meta.SetGid
+		req.Attr.Gid = *op.Gid
+	}
+	if op.KillSuidgid && op.Size == nil {
+		req.Set |= meta.SetKillPriv
+	}
+	setTime := func(t *time.Time, isNow bool, bit meta.SetMask, to *meta.Time) {
+		switch {
+		case isNow:
+			req.Set |= bit
+			*to = req.Time
+		case t != nil:
+			req.Set |= bit
+			*to = meta.TimeOf(*t)
+		}
+	}
+	setTime(op.Atime, op.AtimeNow, meta.SetAtime, &req.Attr.Atime)
+	setTime(op.Mtime, op.MtimeNow, meta.SetMtime, &req.Attr.Mtime)
+}
+
+func (c *call) setattr(in *inode, req *meta.Request) error {
+	fs := c.fs
+	in.mu.Lock()
+	if in.content.wrote { // the commit of earlier writes must not change it back
+		in.content.carry |= req.Set & (meta.SetAtime | meta.SetMtime)
+		if req.Set&meta.SetAtime != 0 {
+			in.content.times.Atime = req.Attr.Atime
+		}
+		if req.Set&meta.SetMtime != 0 {
+			in.content.times.Mtime = req.Attr.Mtime
+		}
+	}
+	in.mu.Unlock()
+	seq := fs.invals.now()
+	rep, err := c.do(req)
+	if err != nil {
+		return err
+	}
+	fs.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
+	return nil
+}
+
+// truncate makes the file size bytes long.
+func (c *call) truncate(in *inode, size uint64, killPriv bool) error {
+	fs := c.fs
+	if size > meta.MaxSize {
+		return syscall.EFBIG
+	}
+	ctx := c.wait()
+	if err := in.lock(ctx); err != nil {
+		return err
+	}
+	defer in.unlock()
+	if err := in.waitUploads(ctx); err != nil {
+		return err
+	}
+	t := now()
+	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize, Time: t}
+	req.Attr.Size = size
+	if killPriv {
+		req.Set |= meta.SetKillPriv
+	}
+	seq := fs.invals.now()
+	rep, err := c.do(req)
+	if err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
+	fs.cut(in, size)
+	if in.content.wrote {
+		in.content.mtime = t
+	}
+	in.mu.Unlock()
+	fs.cleaned(in)
+	return nil
+}
+
+// cut drops what was written at size or beyond. in.mu is held, and nothing is
+// being uploaded.
+func (fs *FS) cut(in *inode, size uint64) {
+	ct := &in.content
+	bs := uint64(fs.blockSize())
+	for idx, d := range ct.dirty {
+		if at := uint64(idx) * bs; at+uint64(d.end()) > size {
+			fs.budget.release(d.cut(int(max(size, at) - at)))
+		}
+		if len(d.spans) == 0 {
+			fs.budget.release(d.free())
+			delete(ct.dirty, idx)
+		}
+	}
+	for idx, p := range ct.pend {
+		at := uint64(idx) * bs
+		if at >= size {
+			fs.remove(in, &p.rec)
+			delete(ct.pend, idx)
+		} else {
+			p.rec.Len = uint32(min(uint64(p.rec.Len), size-at))
+			if p.rec.Inline {
+				p.rec.Data = p.rec.Data[:min(len(p.rec.Data), int(p.rec.Len))]
+			}
+		}
+		if p.d != nil {
+			fs.budget.release(p.d.cut(int(max(size, at) - at)))
+		}
+	}
+	ct.end = min(ct.end, size)
+	if len(ct.dirty)+len(ct.pend) == 0 {
+		ct.wrote, ct.end, ct.carry = false, 0, 0
+	}
+	ct.run = appendRun{}
+}
+
+func (c *call) statFS(op *fuseops.StatFSOp) error {
+	fs := c.fs
+	st := fs.space(c)
+	const unit = 4096
+	op.BlockSize = unit
+	op.IoSize = 1 << 20
+	limit := st.MaxBytes
+	if limit == 0 {
+		limit = st.Bytes + unlimitedBytes
+	}
+	op.Blocks = limit / unit
+	op.BlocksFree = (limit - min(limit, st.Bytes)) / unit
+	op.BlocksAvailable = op.BlocksFree
+	op.Inodes = st.MaxInodes
+	if op.Inodes == 0 {
+		op.Inodes = st.Inodes + unlimitedInodes
+	}
+	op.InodesFree = op.Inodes - min(op.Inodes, st.Inodes)
+	return nil
+}
+
+// What df shows as free where there is no limit.
+const (
+	unlimitedBytes  = 1 << 50
+	unlimitedInodes = 1 << 32
+)
+
+// statfsTimeout bounds how long df waits for the service. After that it gets
+// what was known last.
+const statfsTimeout = 2 * time.Second
+
+func (fs *FS) space(c *call) meta.Statfs {
+	last := fs.statfs.Load()
+	ctx, cancel := context.WithTimeout(c.wait(), statfsTimeout)
+	defer cancel()
+	rep, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpStatfs})
+	switch {
+	case err == nil:
+		fs.statfs.Store(&rep.Statfs)
+		return rep.Statfs
+	case last != nil:
+		return *last
+	default:
+		return meta.Statfs{}
+	}
+}
+
+// statsName is the extended attribute of the root directory that shows
+// Config.Stats.
+const statsName = "user.flexfs.stats"
+
+// xattrAllowed reports whether the service keeps attributes of that name.
+// POSIX ACLs are not among them: they would have to be enforced.
+func xattrAllowed(name string) bool {
+	for _, prefix := range [...]string{"user.", "trusted.", "security."} {
+		if strings.HasPrefix(name, prefix) && len(name) > len(prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *call) getXattr(op *fuseops.GetXattrOp) error {
+	if op.Name == statsName && op.Inode == fuseops.RootInodeID && c.fs.cfg.Stats != nil {
+		b, err := json.Marshal(c.fs.cfg.Stats())
+		if err != nil {
+			return err
+		}
+		return give(b, op.Dst, &op.BytesRead)
+	}
+	if !xattrAllowed(op.Name) {
+		return syscall.EOPNOTSUPP
+	}
+	rep, err := c.do(&meta.Request{Op: meta.OpGetxattr, Ino: meta.Ino(op.Inode), Name: op.Name})
+	if err != nil {
+		return err
+	}
+	return give(rep.Data, op.Dst, &op.BytesRead)
+}
+
+// give copies a value to dst, or says how long it is.
+func give(value, dst []byte, n *int) error {
+	*n = len(value)
+	if len(dst) == 0 {
+		return nil
+	}
+	if len(value) > len(dst) {
+		return syscall.ERANGE
+	}
+	copy(dst, value)
+	return nil
+}
+
+func (c *call) listXattr(op *fuseops.ListXattrOp) error {
+	rep, err := c.do(&meta.Request{Op: meta.OpListxattr, Ino: meta.Ino(op.Inode)})
+	if err != nil {
+		return err
+	}
+	var b []byte
+	for _, name := range rep.Names {
+		b = append(append(b, name...), 0)
+	}
+	return give(b, op.Dst, &op.BytesRead)
+}
+
+func (c *call) setXattr(op *fuseops.SetXattrOp) error {
+	switch {
+	case c.fs.readOnly():
+		return syscall.EROFS
+	case !xattrAllowed(op.Name) || op.Name == statsName:
+		return syscall.EOPNOTSUPP
+	case len(op.Value) > meta.MaxXattr:
+		return syscall.E2BIG
+	}
+	return c.changeXattr(&meta.Request{
+		Op: meta.OpSetxattr, Ino: meta.Ino(op.Inode), Name: op.Name,
+		Data: append([]byte(nil), op.Value...), Flags: op.Flags, Time: now(),
+	})
+}
+
+func (c *call) removeXattr(op *fuseops.RemoveXattrOp) error {
+	switch {
+	case c.fs.readOnly():
+		return syscall.EROFS
+	case !xattrAllowed(op.Name):
+		return syscall.EOPNOTSUPP
+	}
+	return c.changeXattr(&meta.Request{Op: meta.OpRemovexattr, Ino: meta.Ino(op.Inode), Name: op.Name, Time: now()})
+}
+
+func (c *call) changeXattr(req *meta.Request) error {
+	fs := c.fs
+	seq := fs.invals.now()
+	rep, err := c.do(req)
+	if err != nil {
+		return err
+	}
+	fs.learnParent(&rep.Attr, rep.Cache, seq)
+	return nil
+}

@@ -1,0 +1,259 @@
+// Package fuse mounts a volume: it answers the kernel from the metadata service
+// and from a store of blocks.
+//
+// What the metadata service told is kept, here and in the kernel, for as long
+// as the session's lease lasts and until the service takes it back with an
+// inval. Written data is gathered per block, uploaded in the background while
+// the program goes on writing, and committed on close and fsync: first every
+// block is durable, then one commit makes them part of the file.
+//
+// Only mount.go and serve.go import github.com/jacobsa/fuse itself. Inside this
+// package its name is free, because a package's own name is not an identifier
+// in it, and nobody outside imports it; so fuse.Mount is always ours outside
+// and always the library's in those two files.
+package fuse
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"flexfs/meta"
+	"flexfs/store"
+)
+
+// A Meta is the metadata service as a mount needs it: a *meta.Client.
+type Meta interface {
+	// Do carries out one operation. A refusal is a *meta.Error.
+	Do(ctx context.Context, req *meta.Request) (*meta.Reply, error)
+
+	// Session is the number of the session, never given out twice.
+	Session() uint64
+
+	// Volume is what the service told about the volume.
+	Volume() meta.Volume
+
+	// LeaseUntil is when what the service told stops being true without word
+	// from it.
+	LeaseUntil() time.Time
+}
+
+// A Config says what a mount is made of. Meta, Blocks and Volume must be set.
+type Config struct {
+	Meta   Meta
+	Blocks store.Store // of plain blocks
+	Volume store.Volume
+
+	Budget *Budget      // for dirty data and read-ahead; nil: one of its own
+	Log    *slog.Logger // nil: nothing is logged
+
+	// Stats, if set, is what the extended attribute user.flexfs.stats of the
+	// root directory shows as JSON.
+	Stats func() any
+
+	ReadOnly   bool
+	AllowOther bool   // all users, not only the one who mounted
+	FSName     string // as shown by mount(8); "flexfs" if empty
+	Options    map[string]string
+}
+
+// An FS answers the operations of one mount. Lock order: FS.mu before inode.mu;
+// nobody talks to a server, waits for the budget or notifies the kernel while
+// holding either.
+type FS struct {
+	cfg    Config
+	meta   Meta
+	blocks store.Store
+	budget *Budget
+	log    *slog.Logger
+	stats  Stats
+
+	// ctx is that of all work for the kernel. It ends when the mount is given
+	// up with work undone.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	volOnce sync.Once
+	volume  meta.Volume
+
+	seq    atomic.Uint64 // numbers the blocks that this mount writes
+	invals invals
+	gate   sync.RWMutex // held for reading from when an answer's validity is decided until it is with the kernel
+	kernel kernelCache
+
+	mu      sync.Mutex
+	inodes  map[meta.Ino]*inode
+	dirty   map[*inode]struct{} // have uncommitted data
+	handles map[uint64]*handle
+	dirs    map[uint64]*dirHandle
+	lastID  uint64
+	absent  int // names known to be absent, in all directories
+
+	uploads chan struct{} // an element per upload under way
+	closes  closer
+	wake    chan struct{} // the flusher has something to do
+	statfs  atomic.Pointer[meta.Statfs]
+	locking chan struct{} // an element per lock that is waited for
+}
+
+// A kernelCache is the way to tell the kernel that it must forget something.
+// None of the methods may be called from a handler.
+type kernelCache interface {
+	// Attrs forgets an inode's attributes. It does not wait. It reports
+	// whether the kernel knows the inode.
+	Attrs(ino meta.Ino) bool
+
+	// Pages forgets an inode's attributes and pages; it may wait for reads.
+	Pages(ino meta.Ino)
+
+	// Names forgets names in a directory, soon.
+	Names(dir meta.Ino, names []string)
+
+	// AllNames forgets every name.
+	AllNames()
+}
+
+// noKernel stands for the kernel when there is none.
+type noKernel struct{}
+
+func (noKernel) Attrs(meta.Ino) bool      { return true }
+func (noKernel) Pages(meta.Ino)           {}
+func (noKernel) Names(meta.Ino, []string) {}
+func (noKernel) AllNames()                {}
+
+const (
+	// maxUploads bounds the blocks on their way to the store: at most
+	// maxUploads times the block size of memory outside the budget.
+	maxUploads = 8
+
+	// maxLockWaits bounds the locks waited for. Each holds a request buffer.
+	maxLockWaits = 4096
+)
+
+// New returns the FS of a mount. It does not talk to anybody yet, so the
+// callbacks of cfg.Meta (see Stale, Inval, Resume, Lost) may be set to its
+// methods before it is connected.
+func New(cfg Config) *FS {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Budget == nil {
+		cfg.Budget = NewBudget(DefaultBudget)
+	}
+	fs := &FS{
+		cfg:     cfg,
+		meta:    cfg.Meta,
+		blocks:  cfg.Blocks,
+		budget:  cfg.Budget,
+		log:     cfg.Log,
+		kernel:  noKernel{},
+		inodes:  map[meta.Ino]*inode{},
+		dirty:   map[*inode]struct{}{},
+		handles: map[uint64]*handle{},
+		dirs:    map[uint64]*dirHandle{},
+		uploads: make(chan struct{}, maxUploads),
+		wake:    make(chan struct{}, 1),
+		locking: make(chan struct{}, maxLockWaits),
+	}
+	fs.ctx, fs.cancel = context.WithCancel(context.Background())
+	fs.inode(meta.Root).lookups = 1
+	return fs
+}
+
+// vol returns what the service told about the volume.
+func (fs *FS) vol() *meta.Volume {
+	fs.volOnce.Do(func() { fs.volume = fs.meta.Volume() })
+	return &fs.volume
+}
+
+func (fs *FS) readOnly() bool { return fs.cfg.ReadOnly || fs.vol().ReadOnly }
+
+func (fs *FS) blockSize() int { return int(fs.vol().BlockSize) }
+
+// leased reports whether what is cached may be believed.
+func (fs *FS) leased() bool { return time.Now().Before(fs.meta.LeaseUntil()) }
+
+// grace is how long an operation goes on after its caller was interrupted. It
+// is there for callers whose servers are gone; work that gets on is not cut
+// short, because Go programs send themselves signals all the time.
+const grace = 5 * time.Second
+
+// A call is one operation of the kernel being answered.
+type call struct {
+	fs     *FS
+	op     context.Context // ends when the caller is interrupted
+	detach func()          // lets another goroutine serve the kernel
+	park   func()          // makes a call that will wait for long not count as one at work
+
+	work  context.Context
+	stop  func()
+	gated bool       // fs.gate is held for reading
+	given []meta.Ino // lookup counts that the answer gives the kernel
+}
+
+func (fs *FS) newCall(op context.Context, detach func()) *call {
+	return &call{fs: fs, op: op, detach: detach, park: func() {}}
+}
+
+// wait must be called before anything that may wait for a server, the budget or
+// another operation, and returns the context to do it with.
+func (c *call) wait() context.Context {
+	if c.work != nil {
+		return c.work
+	}
+	if c.gated {
+		c.unanswer()
+	}
+	c.detach()
+	ctx, cancel := context.WithCancel(c.fs.ctx)
+	unhook := context.AfterFunc(c.op, func() {
+		t := time.AfterFunc(grace, cancel)
+		context.AfterFunc(ctx, func() { t.Stop() })
+	})
+	c.work = ctx
+	c.stop = func() { unhook(); cancel() }
+	return ctx
+}
+
+// answer must be called before the validity of an answer is decided, with no
+// wait between it and the reply: an inval that arrives later waits until the
+// answer is with the kernel, and then takes it back.
+func (c *call) answer() {
+	if !c.gated {
+		c.fs.gate.RLock()
+		c.gated = true
+	}
+}
+
+// unanswer takes answer back: the call is going to wait after all.
+func (c *call) unanswer() {
+	c.fs.gate.RUnlock()
+	c.gated = false
+}
+
+// end is called after the reply. delivered says whether the kernel took it.
+func (c *call) end(delivered bool) {
+	if c.gated {
+		c.fs.gate.RUnlock()
+		c.gated = false
+	}
+	if !delivered {
+		for _, ino := range c.given {
+			c.fs.forget(ino, 1)
+		}
+	}
+	if c.stop != nil {
+		c.stop()
+	}
+}
+
+// do asks the metadata service.
+func (c *call) do(req *meta.Request) (*meta.Reply, error) {
+	c.fs.stats.Requests.Add(1)
+	return c.fs.meta.Do(c.wait(), req)
+}
+
+// now is the time of a change.
+func now() meta.Time { return meta.TimeOf(time.Now()) }

@@ -1,0 +1,377 @@
+package fuse
+
+import (
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jacobsa/fuse/fuseops"
+
+	"flexfs/meta"
+)
+
+// An inode is one that the kernel knows, or that has unwritten data.
+type inode struct {
+	ino     meta.Ino
+	lookups uint64 // the kernel's references; guarded by FS.mu
+
+	mu      sync.Mutex
+	attr    meta.Attr // the last that was told
+	valid   bool      // attr is as on the server, while the lease lasts
+	gone    bool      // its last link is gone: attr is the only thing left to tell
+	opens   int       // open files
+	told    bool      // the service was told that it is in use
+	locks   []meta.Lock
+	names   map[string]meta.Ino // of a directory: entries known, 0 is absent
+	parent  meta.Ino            // where it was found last
+	name    string
+	pages   uint64 // version of the contents that the kernel's pages have
+	content content
+}
+
+// inode returns the inode, which may be new.
+func (fs *FS) inode(ino meta.Ino) *inode {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.inodeLocked(ino)
+}
+
+func (fs *FS) inodeLocked(ino meta.Ino) *inode {
+	in := fs.inodes[ino]
+	if in == nil {
+		in = &inode{ino: ino}
+		fs.inodes[ino] = in
+	}
+	return in
+}
+
+// known returns the inode if there is one.
+func (fs *FS) known(ino meta.Ino) *inode {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.inodes[ino]
+}
+
+// forget takes back n of the kernel's references.
+func (fs *FS) forget(ino meta.Ino, n uint64) {
+	fs.mu.Lock()
+	in := fs.inodes[ino]
+	if in == nil {
+		fs.mu.Unlock()
+		return
+	}
+	in.lookups -= min(n, in.lookups)
+	dropped := fs.dropLocked(in)
+	fs.mu.Unlock()
+	if dropped {
+		fs.unname(in)
+	}
+}
+
+// drop removes the inode if nobody needs it.
+func (fs *FS) drop(in *inode) {
+	fs.mu.Lock()
+	dropped := fs.dropLocked(in)
+	fs.mu.Unlock()
+	if dropped {
+		fs.unname(in)
+	}
+}
+
+func (fs *FS) dropLocked(in *inode) bool {
+	if in.lookups > 0 || fs.inodes[in.ino] != in {
+		return false
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.opens > 0 || in.content.busy() {
+		return false
+	}
+	delete(fs.inodes, in.ino)
+	for _, child := range in.names {
+		if child == 0 {
+			fs.absent--
+		}
+	}
+	in.names = nil
+	return true
+}
+
+// unname forgets the name under which a dropped inode was found.
+func (fs *FS) unname(in *inode) {
+	dir := fs.known(in.parent)
+	if dir == nil || in.parent == 0 {
+		return
+	}
+	dir.mu.Lock()
+	if dir.names[in.name] == in.ino {
+		delete(dir.names, in.name)
+	}
+	dir.mu.Unlock()
+}
+
+// learn takes over what the service told about an inode, unless something newer
+// is known. fresh says that it may be kept: there was no inval since it was
+// asked for.
+func (fs *FS) learn(attr *meta.Attr, block *meta.Block, fresh bool) *inode {
+	in := fs.inode(attr.Ino)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.learn(attr, block, fresh)
+	return in
+}
+
+func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
+	if attr.Ino == 0 || attr.Change < in.attr.Change {
+		return
+	}
+	if attr.Data != in.attr.Data || in.attr.Ino == 0 {
+		in.content.forgetMap()
+	}
+	in.attr = *attr
+	in.valid = fresh
+	in.gone = in.gone || attr.Nlink == 0
+	if !fresh {
+		return
+	}
+	if block != nil {
+		in.content.record(*block)
+	}
+	in.content.learnSize(attr.Size)
+}
+
+// remember notes that a name in a directory stands for an inode, or for none
+// (0), if there was no inval of the directory since seq.
+func (fs *FS) remember(dir *inode, name string, child *inode, seq uint64) {
+	if fs.invals.since(seq, dir.ino) {
+		return
+	}
+	ino := meta.Ino(0)
+	if child != nil {
+		ino = child.ino
+		child.mu.Lock()
+		child.parent, child.name = dir.ino, name
+		child.mu.Unlock()
+	}
+	dir.mu.Lock()
+	if dir.names == nil {
+		dir.names = map[string]meta.Ino{}
+	}
+	old, had := dir.names[name]
+	dir.names[name] = ino
+	dir.mu.Unlock()
+
+	fs.mu.Lock()
+	if ino == 0 && (!had || old != 0) {
+		fs.absent++
+	}
+	if had && old == 0 && ino != 0 {
+		fs.absent--
+	}
+	full := fs.absent > maxAbsent
+	fs.mu.Unlock()
+	if full {
+		fs.forgetAbsent()
+	}
+}
+
+// maxAbsent bounds the names that are remembered as absent. Those that exist
+// are bounded by the inodes that the kernel knows.
+const maxAbsent = 200_000
+
+// forgetAbsent forgets all names that are remembered as absent.
+func (fs *FS) forgetAbsent() {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, in := range fs.inodes {
+		in.mu.Lock()
+		for name, child := range in.names {
+			if child == 0 {
+				delete(in.names, name)
+			}
+		}
+		in.mu.Unlock()
+	}
+	fs.absent = 0
+}
+
+// forgetNames forgets names in a directory.
+func (fs *FS) forgetNames(dir *inode, names []string) {
+	n := 0
+	dir.mu.Lock()
+	for _, name := range names {
+		if child, ok := dir.names[name]; ok {
+			delete(dir.names, name)
+			if child == 0 {
+				n++
+			}
+		}
+	}
+	dir.mu.Unlock()
+	fs.mu.Lock()
+	fs.absent = max(0, fs.absent-n)
+	fs.mu.Unlock()
+}
+
+// attrOf makes sure that the inode's attributes are as on the server.
+func (c *call) attrOf(in *inode) error {
+	fs := c.fs
+	in.mu.Lock()
+	ok := in.valid || in.gone
+	in.mu.Unlock()
+	if ok && fs.leased() {
+		return nil
+	}
+	seq := fs.invals.now()
+	rep, err := c.do(&meta.Request{Op: meta.OpGetattr, Ino: in.ino})
+	if err != nil {
+		if e := refusal(err); e == syscall.ENOENT || e == syscall.ESTALE {
+			return in.vanished()
+		}
+		return err
+	}
+	if rep.Attr.Ino == 0 {
+		rep.Attr.Ino = in.ino
+	}
+	fs.learn(&rep.Attr, rep.Block, rep.Cache && !fs.invals.since(seq, in.ino))
+	return nil
+}
+
+// vanished is for an inode that the service does not know any more. If we were
+// told so before, or it is open, what we knew last is the answer.
+func (in *inode) vanished() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.attr.Ino != 0 && (in.gone || in.opens > 0) {
+		in.gone = true
+		in.attr.Nlink = 0
+		return nil
+	}
+	return syscall.ESTALE
+}
+
+// fill sets what the kernel is told about an inode, and until when it holds.
+// The call must be answering.
+func (c *call) fill(in *inode, attr *fuseops.InodeAttributes, until *time.Time) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	a := in.current()
+	*attr = attributes(&a)
+	if in.valid && !in.gone {
+		*until = c.fs.meta.LeaseUntil()
+	} else {
+		*until = time.Time{}
+	}
+}
+
+// entry fills the answer to an operation that found or made child as name in
+// dir, and counts the kernel's reference.
+func (c *call) entry(dir, child *inode, name string, e *fuseops.ChildInodeEntry) {
+	c.answer()
+	c.give(child)
+	e.Child = fuseops.InodeID(child.ino)
+	c.fill(child, &e.Attributes, &e.AttributesExpiration)
+	e.EntryExpiration = c.entryUntil(dir, name, child.ino)
+}
+
+// give counts a reference that the answer gives the kernel.
+func (c *call) give(child *inode) {
+	fs := c.fs
+	fs.mu.Lock()
+	if fs.inodes[child.ino] == nil { // dropped since we looked
+		fs.inodes[child.ino] = child
+	}
+	fs.inodes[child.ino].lookups++
+	fs.mu.Unlock()
+	c.given = append(c.given, child.ino)
+}
+
+// entryUntil is how long the kernel may believe that name in dir is ino.
+func (c *call) entryUntil(dir *inode, name string, ino meta.Ino) time.Time {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	if got, ok := dir.names[name]; ok && got == ino {
+		return c.fs.meta.LeaseUntil()
+	}
+	return time.Time{}
+}
+
+// current returns the attributes with what was written and not committed yet.
+// in.mu is held.
+func (in *inode) current() meta.Attr {
+	a := in.attr
+	in.content.overlay(&a)
+	return a
+}
+
+// attributes converts for the kernel.
+func attributes(a *meta.Attr) fuseops.InodeAttributes {
+	return fuseops.InodeAttributes{
+		Size:      a.Size,
+		Nlink:     a.Nlink,
+		Mode:      fileMode(a.Mode),
+		Rdev:      a.Rdev,
+		Atime:     a.Atime.Time(),
+		Mtime:     a.Mtime.Time(),
+		Ctime:     a.Ctime.Time(),
+		Crtime:    a.Btime.Time(),
+		Blocks:    (a.Bytes + 511) / 512,
+		HasBlocks: true,
+		Uid:       a.Uid,
+		Gid:       a.Gid,
+	}
+}
+
+var fileTypes = []struct {
+	unix uint32
+	mode os.FileMode
+}{
+	{syscall.S_IFDIR, os.ModeDir},
+	{syscall.S_IFLNK, os.ModeSymlink},
+	{syscall.S_IFIFO, os.ModeNamedPipe},
+	{syscall.S_IFSOCK, os.ModeSocket},
+	{syscall.S_IFCHR, os.ModeDevice | os.ModeCharDevice},
+	{syscall.S_IFBLK, os.ModeDevice},
+}
+
+var modeBits = []struct {
+	unix uint32
+	mode os.FileMode
+}{
+	{syscall.S_ISUID, os.ModeSetuid},
+	{syscall.S_ISGID, os.ModeSetgid},
+	{syscall.S_ISVTX, os.ModeSticky},
+}
+
+// fileMode converts st_mode.
+func fileMode(m uint32) os.FileMode {
+	mode := os.FileMode(m & 0o777)
+	for _, t := range fileTypes {
+		if m&syscall.S_IFMT == t.unix {
+			mode |= t.mode
+		}
+	}
+	for _, b := range modeBits {
+		if m&b.unix != 0 {
+			mode |= b.mode
+		}
+	}
+	return mode
+}
+
+// unixMode converts to st_mode.
+func unixMode(mode os.FileMode) uint32 {
+	m := uint32(mode.Perm()) | syscall.S_IFREG
+	for _, t := range fileTypes {
+		if mode&(os.ModeType) == t.mode {
+			m = uint32(mode.Perm()) | t.unix
+		}
+	}
+	for _, b := range modeBits {
+		if mode&b.mode != 0 {
+			m |= b.unix
+		}
+	}
+	return m
+}

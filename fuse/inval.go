@@ -1,0 +1,197 @@
+package fuse
+
+import (
+	"sync"
+	"time"
+
+	"flexfs/meta"
+)
+
+// invals remembers which inodes the service has lately told to forget, so that
+// an answer that was asked for before is not cached after.
+type invals struct {
+	mu   sync.Mutex
+	last uint64              // number of the newest
+	all  uint64              // number of the newest that named everything
+	ring [maxInvals]meta.Ino // number i at i % maxInvals
+}
+
+// maxInvals bounds how far back it is known. A request during which more
+// arrive does not get its answer cached.
+const maxInvals = 4096
+
+// now returns the number to pass to since later.
+func (v *invals) now() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.last
+}
+
+func (v *invals) add(ino meta.Ino) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.last++
+	v.ring[v.last%maxInvals] = ino
+}
+
+func (v *invals) addAll() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.last++
+	v.all = v.last
+	v.ring[v.last%maxInvals] = 0
+}
+
+// since reports whether ino was named since seq.
+func (v *invals) since(seq uint64, ino meta.Ino) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.all > seq || v.last-seq >= maxInvals {
+		return v.last != seq
+	}
+	for i := v.last; i > seq; i-- {
+		if v.ring[i%maxInvals] == ino {
+			return true
+		}
+	}
+	return false
+}
+
+// Stale drops what is cached here of what the service says has changed. It is
+// quick. It is the Stale of a meta.ClientConfig.
+func (fs *FS) Stale(list []meta.Inval) {
+	fs.stats.Invals.Add(int64(len(list)))
+	for i := range list {
+		v := &list[i]
+		fs.invals.add(v.Ino)
+		in := fs.known(v.Ino)
+		if in == nil {
+			continue
+		}
+		in.mu.Lock()
+		in.valid = false
+		if v.Data {
+			in.content.forgetMap()
+		}
+		in.mu.Unlock()
+		fs.forgetNames(in, v.Names)
+	}
+}
+
+// Inval makes the kernel forget it too, and returns those of the inodes that
+// are open. It is the Inval of a meta.ClientConfig, called after Stale.
+func (fs *FS) Inval(list []meta.Inval) []meta.Ino {
+	fs.settle()
+	var open []meta.Ino
+	for i := range list {
+		v := &list[i]
+		in := fs.known(v.Ino)
+		if in == nil {
+			continue
+		}
+		fs.invalKernel(in, v)
+		in.mu.Lock()
+		in.valid = false // an open that validated meanwhile asks again
+		if in.opens > 0 {
+			in.told = true
+			open = append(open, in.ino)
+		}
+		in.mu.Unlock()
+	}
+	return open
+}
+
+// settle waits until the answers that are being given are with the kernel, so
+// that it can be told to forget them.
+func (fs *FS) settle() {
+	fs.gate.Lock()
+	//lint:ignore SA2001 whoever held it has finished, and that is all
+	fs.gate.Unlock()
+}
+
+func (fs *FS) invalKernel(in *inode, v *meta.Inval) {
+	for range maxAttrTries {
+		if fs.kernel.Attrs(in.ino) || !fs.given(in) {
+			break
+		}
+		// It was given to the kernel just now, which is still at work on it.
+		time.Sleep(time.Millisecond)
+	}
+	if len(v.Names) > 0 {
+		fs.kernel.Names(in.ino, v.Names)
+	}
+	if v.Data {
+		// The pages go later: that waits for reads that may wait for us. Reads
+		// through open files see the new mtime first, and drop them.
+		go fs.kernel.Pages(in.ino)
+	}
+}
+
+// maxAttrTries bounds the milliseconds that the kernel gets to find an inode
+// that it was told of: it may also be on its way to forget it.
+const maxAttrTries = 20
+
+// given reports whether the kernel was told of the inode.
+func (fs *FS) given(in *inode) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return in.lookups > 0
+}
+
+// dropAll drops everything that is cached, here and in the kernel.
+func (fs *FS) dropAll() []*inode {
+	fs.invals.addAll()
+	fs.mu.Lock()
+	all := make([]*inode, 0, len(fs.inodes))
+	for _, in := range fs.inodes {
+		all = append(all, in)
+		in.mu.Lock()
+		in.valid = false
+		in.names = nil
+		in.content.forgetMap()
+		in.mu.Unlock()
+	}
+	fs.absent = 0
+	fs.mu.Unlock()
+	go func() {
+		fs.settle()
+		fs.kernel.AllNames()
+		for _, in := range all {
+			fs.kernel.Attrs(in.ino)
+		}
+	}()
+	return all
+}
+
+// Resume drops everything that is cached and returns the open files and the
+// locks. It is the Resume of a meta.ClientConfig.
+func (fs *FS) Resume() ([]meta.Ino, []meta.InoLock) {
+	var open []meta.Ino
+	var locks []meta.InoLock
+	for _, in := range fs.dropAll() {
+		in.mu.Lock()
+		if in.opens > 0 || in.content.busy() {
+			in.told = true
+			open = append(open, in.ino)
+		}
+		for _, l := range in.locks {
+			locks = append(locks, meta.InoLock{Ino: in.ino, Lock: l})
+		}
+		in.mu.Unlock()
+	}
+	return open, locks
+}
+
+// Lost drops everything that is cached, after the service has ended the session.
+// Unlinked files that were open are gone, and so are locks. It is the Lost of a
+// meta.ClientConfig.
+func (fs *FS) Lost() {
+	n := 0
+	for _, in := range fs.dropAll() {
+		in.mu.Lock()
+		n += len(in.locks)
+		in.locks = nil
+		in.mu.Unlock()
+	}
+	fs.log.Warn("the metadata service ended the session", "locks_lost", n)
+}

@@ -1,0 +1,128 @@
+package fuse
+
+import (
+	"context"
+	"slices"
+	"syscall"
+
+	"github.com/jacobsa/fuse/fuseops"
+
+	"flexfs/meta"
+)
+
+// lockEnd is the end of a lock that reaches to the end of the file.
+const lockEnd = 1<<63 - 1
+
+func metaLock(l *fuseops.FileLock, owner uint64, flock bool) meta.Lock {
+	m := meta.Lock{Type: l.Type, Flock: flock, Owner: owner, Pid: l.Pid, Start: l.Start, End: min(l.End, lockEnd)}
+	if flock {
+		m.Start, m.End = 0, lockEnd
+	}
+	return m
+}
+
+func (c *call) getLock(op *fuseops.GetLkOp) error {
+	rep, err := c.do(&meta.Request{Op: meta.OpGetlk, Ino: meta.Ino(op.Inode), Lock: metaLock(&op.Lock, op.Owner, false)})
+	if err != nil {
+		return err
+	}
+	l := &rep.Lock
+	op.Result = fuseops.FileLock{Start: l.Start, End: l.End, Type: l.Type, Pid: l.Pid}
+	return nil
+}
+
+func (c *call) setLock(op *fuseops.SetLkOp) error {
+	fs := c.fs
+	in := fs.node(op.Inode)
+	lock := metaLock(&op.Lock, op.Owner, op.Flock)
+	req := &meta.Request{Op: meta.OpSetlk, Ino: in.ino, Lock: lock}
+	if lock.Type == syscall.F_UNLCK {
+		return c.unlock(in, lock)
+	}
+	// First without waiting: that is all that most need.
+	_, err := c.do(req)
+	if op.Wait && refusal(err) == syscall.EAGAIN {
+		err = c.waitForLock(req)
+	}
+	if err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.locks = applyLock(in.locks, lock)
+	in.mu.Unlock()
+	return nil
+}
+
+// waitForLock waits until the lock is granted or the caller is interrupted.
+func (c *call) waitForLock(req *meta.Request) error {
+	fs := c.fs
+	select {
+	case fs.locking <- struct{}{}:
+		defer func() { <-fs.locking }()
+	default:
+		return syscall.ENOLCK
+	}
+	c.wait()
+	c.park()
+	ctx, cancel := context.WithCancel(c.op)
+	defer cancel()
+	defer context.AfterFunc(fs.ctx, cancel)()
+	again := *req
+	again.Wait = true
+	_, err := fs.meta.Do(ctx, &again)
+	if err != nil && ctx.Err() != nil {
+		return syscall.EINTR
+	}
+	return err
+}
+
+// unlock releases what of lock is held.
+func (c *call) unlock(in *inode, lock meta.Lock) error {
+	lock.Type = syscall.F_UNLCK
+	in.mu.Lock()
+	held := slices.ContainsFunc(in.locks, func(l meta.Lock) bool { return sameOwner(&l, &lock) })
+	in.mu.Unlock()
+	if !held {
+		return nil
+	}
+	if _, err := c.do(&meta.Request{Op: meta.OpSetlk, Ino: in.ino, Lock: lock}); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.locks = applyLock(in.locks, lock)
+	in.mu.Unlock()
+	return nil
+}
+
+// unlockAll releases all locks of an owner.
+func (c *call) unlockAll(in *inode, owner uint64, flock bool) error {
+	return c.unlock(in, meta.Lock{Owner: owner, Flock: flock, End: lockEnd})
+}
+
+func sameOwner(a, b *meta.Lock) bool { return a.Owner == b.Owner && a.Flock == b.Flock }
+
+// applyLock returns the locks held after l was granted or, with F_UNLCK,
+// released: the owner's others give way where they overlap.
+func applyLock(held []meta.Lock, l meta.Lock) []meta.Lock {
+	var out []meta.Lock
+	for _, h := range held {
+		if !sameOwner(&h, &l) || h.End < l.Start || l.End < h.Start {
+			out = append(out, h)
+			continue
+		}
+		if h.Start < l.Start {
+			left := h
+			left.End = l.Start - 1
+			out = append(out, left)
+		}
+		if h.End > l.End {
+			right := h
+			right.Start = l.End + 1
+			out = append(out, right)
+		}
+	}
+	if l.Type != syscall.F_UNLCK {
+		out = append(out, l)
+	}
+	return out
+}

@@ -1,0 +1,300 @@
+package fuse
+
+// In this file and in serve.go fuse.X is the library's X: see the package's
+// comment.
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jacobsa/fuse"
+	"github.com/jacobsa/fuse/fuseops"
+
+	"flexfs/meta"
+)
+
+const (
+	// readAheadKiB is how far the kernel reads ahead of a sequential reader.
+	// Over a network the default of 128 KiB costs a round trip each time.
+	readAheadKiB = 4096
+
+	// maxBackground bounds the kernel's asynchronous requests: read-ahead and
+	// direct I/O.
+	maxBackground = 64
+
+	// lastFlush bounds how long an unmount waits for what was written after
+	// everything was flushed.
+	lastFlush = time.Minute
+
+	// entryPatience is how long an inval waits for the kernel to forget names.
+	// A directory's lock may be held by an operation that waits for another
+	// mount, which waits for this inval.
+	entryPatience = 5 * time.Millisecond
+
+	// maxEntryWaits bounds the threads that wait for directories' locks.
+	maxEntryWaits = 16
+)
+
+// A Mounted is a mounted file system.
+type Mounted struct {
+	Dir string
+
+	fs   *FS
+	conn *connection
+	dev  string // major:minor
+	done chan struct{}
+	err  error // valid after done
+}
+
+// Mount mounts a volume on dir. cfg.Meta must be connected. The session's
+// callbacks must reach the FS; where they are set first, use New and FS.Mount.
+func Mount(ctx context.Context, dir string, cfg Config) (*Mounted, error) {
+	return New(cfg).Mount(ctx, dir)
+}
+
+// Mount mounts fs on dir, once. It returns when the mount works.
+func (fs *FS) Mount(ctx context.Context, dir string) (*Mounted, error) {
+	// A mount that cannot even tell its root is none.
+	if err := fs.refresh(ctx, fs.inode(meta.Root)); err != nil {
+		return nil, fmt.Errorf("fuse: read the root directory: %w", err)
+	}
+	dir, err := filepath.Abs(dir)
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fuse: %w", err)
+	}
+	m := &Mounted{Dir: dir, fs: fs, conn: &connection{fs: fs, slots: make(chan struct{}, maxEntryWaits)}, done: make(chan struct{})}
+	fs.kernel = m.conn
+	stop := fs.start()
+	lib, err := fuse.Mount(dir, newServer(fs, m.conn), fs.mountConfig())
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("fuse: mount on %s: %w", dir, err)
+	}
+	m.dev = deviceOf(dir)
+	raiseReadAhead(fs, m.dev)
+	go m.finish(lib, stop)
+	return m, nil
+}
+
+func (fs *FS) mountConfig() *fuse.MountConfig {
+	name := fs.cfg.FSName
+	if name == "" {
+		name = "flexfs"
+	}
+	options := map[string]string{}
+	for k, v := range fs.cfg.Options {
+		options[k] = v
+	}
+	if fs.cfg.AllowOther {
+		options["allow_other"] = ""
+	}
+	if os.Getuid() == 0 { // an administrator's mount is a file system like any other
+		options["suid"], options["dev"] = "", ""
+	}
+	return &fuse.MountConfig{
+		FSName:                  name,
+		Subtype:                 "flexfs",
+		ReadOnly:                fs.readOnly(),
+		Options:                 options,
+		DisableWritebackCaching: true, // it trusts this mount's sizes and times against all others
+		EnableSymlinkCaching:    true,
+		EnableAsyncReads:        true,
+		EnableAsyncDIO:          true,
+		EnableParallelDirOps:    true,
+		EnableAtomicTrunc:       true,
+		EnableReaddirplus:       true,
+		EnableAutoReaddirplus:   true,
+		MaxBackground:           maxBackground,
+		MaxReadahead:            readAheadKiB << 10,
+		ExtraInitFlags: fuse.InitPosixLocks | fuse.InitFlockLocks | fuse.InitAutoInvalData |
+			fuse.InitHandleKillprivV2 | fuse.InitDirectIOAllowMmap,
+	}
+}
+
+// finish waits until the kernel has hung up, and then makes durable what is
+// left.
+func (m *Mounted) finish(lib *fuse.MountedFileSystem, stop func()) {
+	defer close(m.done)
+	err := lib.Join(context.Background())
+	stop()
+	ctx, cancel := context.WithTimeout(context.Background(), lastFlush)
+	defer cancel()
+	n, flushErr := m.fs.flushAll(ctx)
+	if n > 0 {
+		err = fmt.Errorf("fuse: %d files have data that could not be stored: %w", n, flushErr)
+	}
+	m.fs.cancel()
+	m.err = err
+}
+
+// Wait returns when the file system is no longer mounted and everything that
+// was written is durable, or with an error if that is not so.
+func (m *Mounted) Wait() error {
+	<-m.done
+	return m.err
+}
+
+// Unmount makes everything that was written durable and unmounts. While files
+// are open it tries again until ctx ends; then it takes the mount out of the
+// tree as it is, cuts its users off, and returns an error that says so.
+func (m *Mounted) Unmount(ctx context.Context) error {
+	if n, err := m.fs.flushAll(ctx); n > 0 {
+		m.fs.log.Warn("not all data could be stored before unmounting", "files", n, "err", err)
+	}
+	for {
+		err := unmount(m.Dir)
+		if err == nil || errors.Is(err, syscall.EINVAL) { // EINVAL: somebody else did it
+			return m.Wait()
+		}
+		if !errors.Is(err, syscall.EBUSY) {
+			return fmt.Errorf("fuse: unmount %s: %w", m.Dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			return m.cutOff(err)
+		case <-m.done:
+			return m.err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// cutOff ends a mount that is in use.
+func (m *Mounted) cutOff(cause error) error {
+	if err := syscall.Unmount(m.Dir, syscall.MNT_DETACH); err != nil {
+		return fmt.Errorf("fuse: unmount %s: %w", m.Dir, errors.Join(cause, err))
+	}
+	_, minor, _ := strings.Cut(m.dev, ":")
+	if err := os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0); err != nil {
+		return fmt.Errorf("fuse: %s is in use and goes on until it is not: %w", m.Dir, err)
+	}
+	return errors.Join(fmt.Errorf("fuse: %s was in use and its users were cut off", m.Dir), m.Wait())
+}
+
+// unmount unmounts dir, by the helper if we are not allowed to.
+func unmount(dir string) error {
+	err := syscall.Unmount(dir, 0)
+	if !errors.Is(err, syscall.EPERM) {
+		return err
+	}
+	if err := fuse.Unmount(dir); err != nil {
+		if strings.Contains(err.Error(), "busy") {
+			return fmt.Errorf("%w: %v", syscall.EBUSY, err)
+		}
+		return err
+	}
+	return nil
+}
+
+// deviceOf returns the device number of the mount on dir, without asking the
+// mount itself.
+func deviceOf(dir string) string {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	dev := ""
+	escaped := strings.NewReplacer("\\", "\\134", " ", "\\040", "\t", "\\011", "\n", "\\012").Replace(dir)
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if field := strings.Fields(sc.Text()); len(field) > 4 && field[4] == escaped {
+			dev = field[2] // the last is on top
+		}
+	}
+	return dev
+}
+
+// raiseReadAhead makes the kernel read further ahead, if we may.
+func raiseReadAhead(fs *FS, dev string) {
+	if dev == "" {
+		return
+	}
+	name := "/sys/class/bdi/" + dev + "/read_ahead_kb"
+	if err := os.WriteFile(name, fmt.Appendf(nil, "%d", readAheadKiB), 0); err != nil {
+		fs.log.Debug("the kernel's read-ahead stays as it is", "err", err)
+	}
+}
+
+// A connection is the kernel's caches as they are reached through the library.
+type connection struct {
+	fs    *FS
+	slots chan struct{} // an element per goroutine that waits for a directory's lock
+
+	mu sync.RWMutex // held for reading while c is in use
+	c  *fuse.Connection
+}
+
+func (k *connection) open(c *fuse.Connection) {
+	k.mu.Lock()
+	k.c = c
+	k.mu.Unlock()
+}
+
+func (k *connection) close() { k.open(nil) }
+
+// notify calls f unless the mount is gone.
+func (k *connection) notify(f func(*fuse.Connection) error) error {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.c == nil {
+		return nil
+	}
+	return f(k.c)
+}
+
+func (k *connection) Attrs(ino meta.Ino) bool {
+	err := k.notify(func(c *fuse.Connection) error { return c.NotifyInode(fuseops.InodeID(ino), -1, 0) })
+	return !errors.Is(err, syscall.ENOENT)
+}
+
+func (k *connection) Pages(ino meta.Ino) {
+	k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyInode(fuseops.InodeID(ino), 0, 0) }))
+}
+
+func (k *connection) logged(err error) {
+	if err != nil && !errors.Is(err, syscall.ENOENT) {
+		k.fs.log.Debug("the kernel did not forget", "err", err)
+	}
+}
+
+// Names expires names in a directory. If its lock is not free the kernel is
+// told to ask again for all names, which takes no lock.
+func (k *connection) Names(dir meta.Ino, names []string) {
+	select {
+	case k.slots <- struct{}{}:
+	default:
+		k.AllNames()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer func() { <-k.slots }()
+		defer close(done)
+		for _, name := range names {
+			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name, true) }))
+		}
+	}()
+	t := time.NewTimer(entryPatience)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		k.AllNames()
+	}
+}
+
+func (k *connection) AllNames() {
+	k.fs.stats.Epochs.Add(1)
+	k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEpoch() }))
+}

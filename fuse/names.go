@@ -1,0 +1,301 @@
+package fuse
+
+import (
+	"os"
+	"syscall"
+
+	"github.com/jacobsa/fuse/fuseops"
+
+	"flexfs/meta"
+)
+
+// node returns the inode that the kernel means.
+func (fs *FS) node(id fuseops.InodeID) *inode { return fs.inode(meta.Ino(id)) }
+
+func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
+	fs := c.fs
+	dir := fs.node(op.Parent)
+	if done, err := c.lookUpCached(dir, op); done {
+		return err
+	}
+	if len(op.Name) > meta.MaxName {
+		return syscall.ENAMETOOLONG
+	}
+	seq := fs.invals.now()
+	rep, err := c.do(&meta.Request{Op: meta.OpLookup, Ino: dir.ino, Name: op.Name})
+	if refusal(err) == syscall.ENOENT {
+		fs.remember(dir, op.Name, nil, seq)
+		c.answer()
+		op.Entry.EntryExpiration = c.entryUntil(dir, op.Name, 0)
+		if op.Entry.EntryExpiration.IsZero() {
+			return syscall.ENOENT
+		}
+		return nil // with Child 0: absent, and may be remembered
+	}
+	if err != nil {
+		return err
+	}
+	child := c.learned(dir, op.Name, rep, seq)
+	c.entry(dir, child, op.Name, &op.Entry)
+	return nil
+}
+
+// learned takes over the answer to an operation that found or made name in dir.
+func (c *call) learned(dir *inode, name string, rep *meta.Reply, seq uint64) *inode {
+	fs := c.fs
+	child := fs.learn(&rep.Attr, rep.Block, rep.Cache && !fs.invals.since(seq, rep.Attr.Ino))
+	if rep.Parent.Ino != 0 {
+		fs.learn(&rep.Parent, nil, rep.Cache && !fs.invals.since(seq, rep.Parent.Ino))
+	}
+	if rep.Cache {
+		fs.remember(dir, name, child, seq)
+	}
+	return child
+}
+
+// lookUpCached answers from what is cached, if it can.
+func (c *call) lookUpCached(dir *inode, op *fuseops.LookUpInodeOp) (bool, error) {
+	fs := c.fs
+	if !fs.leased() {
+		return false, nil
+	}
+	c.answer()
+	dir.mu.Lock()
+	ino, ok := dir.names[op.Name]
+	dir.mu.Unlock()
+	if ok && ino == 0 {
+		op.Entry.EntryExpiration = fs.meta.LeaseUntil()
+		return true, nil
+	}
+	if ok {
+		if child := fs.known(ino); child != nil {
+			child.mu.Lock()
+			valid := child.valid && !child.gone
+			child.mu.Unlock()
+			if valid {
+				c.entry(dir, child, op.Name, &op.Entry)
+				return true, nil
+			}
+		}
+	}
+	c.unanswer()
+	return false, nil
+}
+
+// make creates an inode.
+func (c *call) make(parent fuseops.InodeID, name string, req *meta.Request, e *fuseops.ChildInodeEntry) (*inode, error) {
+	fs := c.fs
+	if fs.readOnly() {
+		return nil, syscall.EROFS
+	}
+	if len(name) > meta.MaxName {
+		return nil, syscall.ENAMETOOLONG
+	}
+	dir := fs.node(parent)
+	req.Op, req.Ino, req.Name, req.Time = meta.OpMake, dir.ino, name, now()
+	seq := fs.invals.now()
+	rep, err := c.do(req)
+	if err != nil {
+		return nil, err
+	}
+	child := c.learned(dir, name, rep, seq)
+	c.entry(dir, child, name, e)
+	return child, nil
+}
+
+func (c *call) mkDir(op *fuseops.MkDirOp) error {
+	req := &meta.Request{Mode: unixMode(op.Mode&^os.ModeType | os.ModeDir), Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
+	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
+	return err
+}
+
+func (c *call) mkNode(op *fuseops.MkNodeOp) error {
+	req := &meta.Request{Mode: unixMode(op.Mode), Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Rdev: op.Rdev}
+	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
+	return err
+}
+
+func (c *call) createSymlink(op *fuseops.CreateSymlinkOp) error {
+	if len(op.Target) > meta.MaxTarget {
+		return syscall.ENAMETOOLONG
+	}
+	req := &meta.Request{Mode: syscall.S_IFLNK | 0o777, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Data: []byte(op.Target)}
+	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
+	return err
+}
+
+func (c *call) createFile(op *fuseops.CreateFileOp) error {
+	if op.Tmpfile {
+		return syscall.EOPNOTSUPP
+	}
+	flags := uint32(op.OpenFlags)
+	req := &meta.Request{Mode: unixMode(op.Mode &^ os.ModeType), Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
+	in, err := c.make(op.Parent, op.Name, req, &op.Entry)
+	if refusal(err) == syscall.EEXIST && flags&syscall.O_EXCL == 0 {
+		// Somebody was faster. The kernel looks again, and checks whether this
+		// caller may open what is there.
+		return syscall.ESTALE
+	}
+	if err != nil {
+		return err
+	}
+	op.Handle = c.fs.open(in, flags)
+	op.UseDirectIO = flags&syscall.O_APPEND != 0
+	return nil
+}
+
+func (c *call) createLink(op *fuseops.CreateLinkOp) error {
+	fs := c.fs
+	if fs.readOnly() {
+		return syscall.EROFS
+	}
+	dir := fs.node(op.Parent)
+	seq := fs.invals.now()
+	rep, err := c.do(&meta.Request{Op: meta.OpLink, Ino: meta.Ino(op.Target), Ino2: dir.ino, Name: op.Name, Time: now()})
+	if err != nil {
+		return err
+	}
+	child := c.learned(dir, op.Name, rep, seq)
+	c.entry(dir, child, op.Name, &op.Entry)
+	return nil
+}
+
+func (c *call) unlink(op *fuseops.UnlinkOp) error {
+	return c.removeName(meta.OpUnlink, op.Parent, op.Name)
+}
+
+func (c *call) rmDir(op *fuseops.RmDirOp) error {
+	return c.removeName(meta.OpRmdir, op.Parent, op.Name)
+}
+
+func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error {
+	fs := c.fs
+	if fs.readOnly() {
+		return syscall.EROFS
+	}
+	dir := fs.node(parent)
+	dir.mu.Lock()
+	was := dir.names[name]
+	dir.mu.Unlock()
+	seq := fs.invals.now()
+	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name, Time: now()})
+	if err != nil {
+		return err
+	}
+	fs.learnParent(&rep.Parent, rep.Cache, seq)
+	fs.remember(dir, name, nil, seq)
+	if op == meta.OpRmdir {
+		fs.removed(was)
+	} else {
+		fs.unlinked(&rep.Attr, rep.Cache, seq)
+	}
+	return nil
+}
+
+func (fs *FS) learnParent(attr *meta.Attr, cache bool, seq uint64) {
+	if attr.Ino != 0 {
+		fs.learn(attr, nil, cache && !fs.invals.since(seq, attr.Ino))
+	}
+}
+
+// removed notes that a directory is gone. The kernel may still have it open.
+func (fs *FS) removed(ino meta.Ino) {
+	in := fs.known(ino)
+	if ino == 0 || in == nil {
+		return
+	}
+	in.mu.Lock()
+	in.gone = true
+	in.attr.Nlink = 0
+	in.mu.Unlock()
+}
+
+// unlinked takes over the attributes of an inode that lost a name. If that was
+// the last, the service keeps the contents until it hears that nobody here has
+// it open.
+func (fs *FS) unlinked(attr *meta.Attr, cache bool, seq uint64) {
+	if attr.Ino == 0 {
+		return
+	}
+	if attr.IsDir() && attr.Nlink == 0 {
+		fs.removed(attr.Ino)
+		return
+	}
+	in := fs.known(attr.Ino)
+	if in == nil {
+		if attr.Nlink == 0 {
+			fs.closes.add(attr.Ino)
+		}
+		return
+	}
+	in.mu.Lock()
+	in.learn(attr, nil, cache && !fs.invals.since(seq, attr.Ino))
+	closed := attr.Nlink == 0 && in.opens == 0
+	if attr.Nlink == 0 {
+		in.gone = true
+		in.attr.Nlink = 0
+	}
+	in.mu.Unlock()
+	if closed {
+		fs.discard(in)
+		fs.cleaned(in)
+		fs.closes.add(attr.Ino)
+	}
+}
+
+const (
+	renameNoreplace = 1 << 0
+	renameExchange  = 1 << 1
+)
+
+func (c *call) rename(op *fuseops.RenameOp) error {
+	fs := c.fs
+	if fs.readOnly() {
+		return syscall.EROFS
+	}
+	if op.Flags&^(renameNoreplace|renameExchange) != 0 {
+		return syscall.EINVAL
+	}
+	from, to := fs.node(op.OldParent), fs.node(op.NewParent)
+	seq := fs.invals.now()
+	rep, err := c.do(&meta.Request{
+		Op: meta.OpRename, Ino: from.ino, Name: op.OldName, Ino2: to.ino, Name2: op.NewName,
+		Flags: op.Flags, Time: now(),
+	})
+	if err != nil {
+		return err
+	}
+	moved := fs.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, rep.Attr.Ino))
+	fs.learnParent(&rep.Parent, rep.Cache, seq)
+	fs.learnParent(&rep.Parent2, rep.Cache, seq)
+	if from == to && op.OldName == op.NewName {
+		return nil
+	}
+	switch {
+	case op.Flags&renameExchange != 0:
+		other := fs.learn(&rep.Replaced, nil, rep.Cache && !fs.invals.since(seq, rep.Replaced.Ino))
+		fs.remember(from, op.OldName, other, seq)
+		fs.remember(to, op.NewName, moved, seq)
+	case rep.Replaced.Ino == rep.Attr.Ino && rep.Replaced.Ino != 0: // two names of one file: nothing happens
+		fs.remember(from, op.OldName, moved, seq)
+	default:
+		fs.remember(from, op.OldName, nil, seq)
+		fs.remember(to, op.NewName, moved, seq)
+		fs.unlinked(&rep.Replaced, rep.Cache, seq)
+	}
+	return nil
+}
+
+func (c *call) readSymlink(op *fuseops.ReadSymlinkOp) error {
+	in := c.fs.node(op.Inode)
+	if err := c.attrOf(in); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.attr.IsSymlink() {
+		return syscall.EINVAL
+	}
+	op.Target = in.attr.Target
+	return nil
+}

@@ -1,0 +1,495 @@
+package fuse
+
+import (
+	"context"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jacobsa/fuse/fuseops"
+
+	"flexfs/meta"
+)
+
+// A handle is an open file.
+type handle struct {
+	in     *inode
+	flags  uint32 // of open(2)
+	stream stream
+}
+
+// open returns a new handle of in.
+func (fs *FS) open(in *inode, flags uint32) fuseops.HandleID {
+	in.mu.Lock()
+	in.opens++
+	in.mu.Unlock()
+	return fs.addHandle(in, flags)
+}
+
+func (fs *FS) addHandle(in *inode, flags uint32) fuseops.HandleID {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.lastID++
+	fs.handles[fs.lastID] = &handle{in: in, flags: flags}
+	return fuseops.HandleID(fs.lastID)
+}
+
+func (fs *FS) handle(id fuseops.HandleID) (*handle, error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if h := fs.handles[uint64(id)]; h != nil {
+		return h, nil
+	}
+	return nil, syscall.EBADF
+}
+
+// openFile opens without asking the service, as long as what is known of the
+// file may be believed: an unlink elsewhere asks us whether it is open.
+func (c *call) openFile(op *fuseops.OpenFileOp) error {
+	fs := c.fs
+	flags := uint32(op.OpenFlags)
+	if fs.readOnly() && (flags&syscall.O_ACCMODE != syscall.O_RDONLY || flags&syscall.O_TRUNC != 0) {
+		return syscall.EROFS
+	}
+	in := fs.node(op.Inode)
+	for !in.tryOpen(fs) {
+		if err := c.attrOf(in); err != nil {
+			return err
+		}
+		in.mu.Lock()
+		// What was told may not be kept; then it was true a moment ago.
+		if !in.valid && in.attr.Ino != 0 {
+			in.opens++
+			in.told = true
+			in.mu.Unlock()
+			break
+		}
+		in.mu.Unlock()
+	}
+	if flags&syscall.O_TRUNC != 0 {
+		if err := c.truncate(in, 0, op.KillSuidgid); err != nil {
+			c.fs.closed(in)
+			return err
+		}
+	}
+	op.Handle = fs.addHandle(in, flags)
+	op.UseDirectIO = flags&syscall.O_APPEND != 0
+	in.mu.Lock()
+	op.KeepPageCache = in.valid && in.pages == in.attr.Data && in.attr.Data != 0
+	in.pages = in.attr.Data
+	in.mu.Unlock()
+	return nil
+}
+
+// tryOpen counts an open file, if what is known of it may be believed.
+func (in *inode) tryOpen(fs *FS) bool {
+	leased := fs.leased()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.gone && in.opens > 0 || in.valid && leased {
+		in.opens++
+		return true
+	}
+	return false
+}
+
+// flushFile is called for every close(2) of a descriptor.
+func (c *call) flushFile(op *fuseops.FlushFileOp) error {
+	in := c.fs.node(op.Inode)
+	err := c.sync(in)
+	if e := c.unlockAll(in, op.LockOwner, false); err == nil {
+		err = e
+	}
+	return err
+}
+
+func (c *call) syncFile(op *fuseops.SyncFileOp) error {
+	if op.Directory {
+		return nil // what the service answered is on stable storage
+	}
+	return c.sync(c.fs.node(op.Inode))
+}
+
+// sync makes what was written to the file durable and visible.
+func (c *call) sync(in *inode) error {
+	in.mu.Lock()
+	idle := in.content.idle()
+	unlinked := in.gone && in.opens > 0
+	in.mu.Unlock()
+	if idle || unlinked {
+		return nil // nobody but us will ever see an unlinked file's contents
+	}
+	return c.fs.flush(c.wait(), in)
+}
+
+func (c *call) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
+	fs := c.fs
+	fs.mu.Lock()
+	h := fs.handles[uint64(op.Handle)]
+	delete(fs.handles, uint64(op.Handle))
+	fs.mu.Unlock()
+	if h == nil {
+		return syscall.EBADF
+	}
+	h.stream.close()
+	var err error
+	if op.FlockUnlock {
+		err = c.unlockAll(h.in, op.LockOwner, true)
+	}
+	fs.closed(h.in)
+	return err
+}
+
+// closed counts a file that is no longer open.
+func (fs *FS) closed(in *inode) {
+	in.mu.Lock()
+	in.opens--
+	last := in.opens == 0
+	gone, told := in.gone, in.told
+	if last {
+		in.told = false
+	}
+	dirty := !in.content.idle()
+	if last && dirty && !gone {
+		in.content.since = time.Time{} // through mmap, after close(2): write it out soon
+	}
+	in.mu.Unlock()
+	if !last {
+		return
+	}
+	if gone {
+		fs.discard(in)
+		fs.cleaned(in)
+	} else if dirty {
+		fs.poke()
+	}
+	if gone || told {
+		fs.closes.add(in.ino)
+	}
+	fs.drop(in)
+}
+
+func (c *call) readFile(op *fuseops.ReadFileOp) error {
+	h, err := c.fs.handle(op.Handle)
+	if err != nil {
+		return err
+	}
+	data, n, err := c.read(h.in, &h.stream, uint64(op.Offset), int(op.Size))
+	if err != nil {
+		return err
+	}
+	op.Data, op.BytesRead = data, n
+	c.fs.stats.Reads.Add(1)
+	c.fs.stats.ReadBytes.Add(int64(n))
+	return nil
+}
+
+func (c *call) writeFile(op *fuseops.WriteFileOp) error {
+	h, err := c.fs.handle(op.Handle)
+	if err != nil {
+		return err
+	}
+	if op.KillSuidgid {
+		if err := c.killPriv(h.in); err != nil {
+			return err
+		}
+	}
+	app := uint32(op.OpenFlags)&syscall.O_APPEND != 0 && !op.FromCache
+	if err := c.write(h.in, uint64(op.Offset), op.Data, app); err != nil {
+		return err
+	}
+	c.fs.stats.Writes.Add(1)
+	c.fs.stats.WriteBytes.Add(int64(len(op.Data)))
+	return nil
+}
+
+// killPriv clears the set-id bits before an ordinary user's write.
+func (c *call) killPriv(in *inode) error {
+	if err := c.attrOf(in); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	mode := in.attr.Mode
+	in.mu.Unlock()
+	if mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 {
+		return nil
+	}
+	return c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetKillPriv, Time: now()})
+}
+
+// Modes of fallocate(2).
+const (
+	keepSize  = 0x01
+	punchHole = 0x02
+	zeroRange = 0x10
+)
+
+// allocate is fallocate(2). Space is not reserved: what is not written takes
+// none.
+func (c *call) allocate(op *fuseops.FallocateOp) error {
+	h, err := c.fs.handle(op.Handle)
+	if err != nil {
+		return err
+	}
+	end := op.Offset + op.Length
+	if end < op.Offset || end > meta.MaxSize {
+		return syscall.EFBIG
+	}
+	switch op.Mode {
+	case 0:
+		return c.extend(h.in, end)
+	case keepSize:
+		return nil
+	case punchHole | keepSize, zeroRange | keepSize:
+		return c.zero(h.in, op.Offset, end)
+	case zeroRange:
+		if err := c.zero(h.in, op.Offset, end); err != nil {
+			return err
+		}
+		return c.extend(h.in, end)
+	default:
+		return syscall.EOPNOTSUPP
+	}
+}
+
+// extend makes the file at least size bytes long.
+func (c *call) extend(in *inode, size uint64) error {
+	if err := c.attrOf(in); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	is := in.current().Size
+	in.mu.Unlock()
+	if size <= is {
+		return nil
+	}
+	if err := c.sync(in); err != nil { // truncate is not to cut what is being written beyond
+		return err
+	}
+	return c.truncate(in, size, false)
+}
+
+// zero makes the bytes from..to zeros, as far as the file reaches: whole blocks
+// become holes, and what is left at the ends is overwritten.
+func (c *call) zero(in *inode, from, to uint64) error {
+	fs := c.fs
+	if err := c.attrOf(in); err != nil {
+		return err
+	}
+	if err := c.sync(in); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	size := in.current().Size
+	in.mu.Unlock()
+	bs := uint64(fs.blockSize())
+	first := (from + bs - 1) / bs
+	last := to / bs
+	if to >= size { // the last block, too, has nothing that must stay
+		last = (size + bs - 1) / bs
+		to = size
+	}
+	if first >= last {
+		return c.writeZeros(in, from, to)
+	}
+	if err := c.writeZeros(in, from, first*bs); err != nil {
+		return err
+	}
+	if err := c.punch(in, uint32(first), uint32(last)); err != nil {
+		return err
+	}
+	return c.writeZeros(in, last*bs, to)
+}
+
+func (c *call) punch(in *inode, first, last uint32) error {
+	fs := c.fs
+	ctx := c.wait()
+	if err := in.lock(ctx); err != nil {
+		return err
+	}
+	defer in.unlock()
+	seq := fs.invals.now()
+	rep, err := c.do(&meta.Request{Op: meta.OpPunch, Ino: in.ino, Index: first, Index2: last, Time: now()})
+	if err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.content.forgetMap()
+	in.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
+	in.mu.Unlock()
+	return nil
+}
+
+func (c *call) writeZeros(in *inode, from, to uint64) error {
+	for from < to {
+		n := min(to-from, uint64(len(zeros)))
+		if err := c.write(in, from, zeros[:n], false); err != nil {
+			return err
+		}
+		from += n
+	}
+	return nil
+}
+
+const (
+	seekData = 3
+	seekHole = 4
+)
+
+// seek is lseek(2) with SEEK_DATA and SEEK_HOLE, as finely as blocks are.
+func (c *call) seek(op *fuseops.LseekOp) error {
+	fs := c.fs
+	in := fs.node(op.Inode)
+	if op.Whence != seekData && op.Whence != seekHole {
+		return syscall.EINVAL
+	}
+	if err := c.sync(in); err != nil {
+		return err
+	}
+	if err := c.attrOf(in); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	size := in.current().Size
+	in.mu.Unlock()
+	if op.Offset >= size {
+		return syscall.ENXIO
+	}
+	bs := uint64(fs.blockSize())
+	for at := op.Offset; at < size; {
+		idx := uint32(at / bs)
+		end, next, err := fs.dataEnd(c.wait(), in, idx)
+		if err != nil {
+			return err
+		}
+		inData := at%bs < end
+		if op.Whence == seekData && inData || op.Whence == seekHole && !inData {
+			op.Result = at
+			return nil
+		}
+		switch {
+		case op.Whence == seekData:
+			at = uint64(next) * bs
+		case end == bs:
+			at = uint64(idx+1) * bs
+		default:
+			at = uint64(idx)*bs + end
+		}
+	}
+	if op.Whence == seekData {
+		return syscall.ENXIO
+	}
+	op.Result = size
+	return nil
+}
+
+// dataEnd returns how many bytes of block idx are data, and the next block that
+// may have any.
+func (fs *FS) dataEnd(ctx context.Context, in *inode, idx uint32) (uint64, uint32, error) {
+	base, err := fs.baseOf(ctx, in, idx)
+	if err != nil {
+		return 0, 0, err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	ct := &in.content
+	end := int(base.Len)
+	for _, d := range [2]*dirty{ct.uploading(idx), ct.dirty[idx]} {
+		if d != nil {
+			end = max(end, d.end())
+		}
+	}
+	next := idx + 1
+	for len(ct.dirty)+len(ct.up)+len(ct.pend) == 0 { // skip what is known to be a hole
+		if _, known := ct.rec(next); !known || ct.recs[next].Len > 0 || next%mapPage == 0 {
+			break
+		}
+		next++
+	}
+	return uint64(end), next, nil
+}
+
+// maxCopy bounds one copy_file_range: the kernel asks again for the rest.
+const maxCopy = 16 << 20
+
+func (c *call) copyRange(op *fuseops.CopyFileRangeOp) error {
+	fs := c.fs
+	src, err := fs.handle(op.Handle)
+	if err != nil {
+		return err
+	}
+	dst, err := fs.handle(op.DstHandle)
+	if err != nil {
+		return err
+	}
+	left := min(op.Length, maxCopy)
+	var s stream
+	for left > 0 {
+		data, n, err := c.read(src.in, &s, op.Offset+uint64(op.BytesCopied), int(min(left, uint64(len(zeros)))))
+		if err == nil && n == 0 {
+			return nil
+		}
+		for _, p := range data {
+			if err == nil {
+				err = c.write(dst.in, op.DstOffset+uint64(op.BytesCopied), p, false)
+			}
+			if err == nil {
+				op.BytesCopied += uint32(len(p))
+				left -= uint64(len(p))
+			}
+		}
+		if err != nil {
+			if op.BytesCopied > 0 {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// A closer tells the service of unlinked inodes that are not in use any more.
+type closer struct {
+	mu   sync.Mutex
+	inos []meta.Ino
+	wake chan struct{} // nil until somebody listens
+}
+
+func (cl *closer) add(ino meta.Ino) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	cl.inos = append(cl.inos, ino)
+	select {
+	case cl.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (cl *closer) take() []meta.Ino {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	inos := cl.inos[:min(len(cl.inos), maxCloses)]
+	cl.inos = cl.inos[len(inos):]
+	return inos
+}
+
+// maxCloses bounds the inodes of one OpClose.
+const maxCloses = 1000
+
+// tellClosed sends what was added, until ctx ends.
+func (fs *FS) tellClosed(ctx context.Context) {
+	for {
+		inos := fs.closes.take()
+		if len(inos) == 0 {
+			select {
+			case <-fs.closes.wake:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		if _, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpClose, Inos: inos}); err != nil && ctx.Err() == nil {
+			fs.log.Warn("unlinked files stay until the session ends", "files", len(inos), "err", err)
+		}
+	}
+}

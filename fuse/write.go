@@ -1,0 +1,601 @@
+package fuse
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"syscall"
+	"time"
+
+	"flexfs/meta"
+)
+
+// write puts p into the file's dirty data. With app the file's end is where it
+// goes, wherever the kernel thinks that is.
+func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
+	fs := c.fs
+	if len(p) == 0 {
+		return nil
+	}
+	if app {
+		if err := c.attrOf(in); err != nil {
+			return err
+		}
+	} else if off+uint64(len(p)) > meta.MaxSize {
+		return syscall.EFBIG
+	}
+	// As many chunks as these bytes can touch.
+	need := int64(len(p)/chunkSize+2) * chunkSize
+	if !fs.budget.try(need) {
+		fs.stats.Waits.Add(1)
+		if err := fs.budget.acquire(c.wait(), need); err != nil {
+			return err
+		}
+	}
+	in.mu.Lock()
+	if app {
+		off = in.current().Size
+		if off+uint64(len(p)) > meta.MaxSize {
+			in.mu.Unlock()
+			fs.budget.release(need)
+			return syscall.EFBIG
+		}
+	}
+	took := fs.writeLocked(in, off, p)
+	in.content.note(off, off+uint64(len(p)), app)
+	in.mu.Unlock()
+	fs.budget.release(need - took)
+	fs.markDirty(in)
+	return nil
+}
+
+// writeLocked copies p into dirty blocks, starts the upload of those that are
+// full, and returns the budget taken. in.mu is held.
+func (fs *FS) writeLocked(in *inode, off uint64, p []byte) int64 {
+	bs := fs.blockSize()
+	took := int64(0)
+	for len(p) > 0 {
+		idx, lo := uint32(off/uint64(bs)), int(off%uint64(bs))
+		n := min(len(p), bs-lo)
+		d := in.content.dirtyBlock(idx)
+		took += d.write(lo, p[:n])
+		if d.covers(0, bs) && !in.content.run.on && in.content.up[idx] == nil {
+			fs.startUpload(in, idx)
+		}
+		off += uint64(n)
+		p = p[n:]
+	}
+	return took
+}
+
+func (ct *content) dirtyBlock(idx uint32) *dirty {
+	if ct.dirty == nil {
+		ct.dirty = map[uint32]*dirty{}
+	}
+	d := ct.dirty[idx]
+	if d == nil {
+		d = &dirty{since: time.Now()}
+		ct.dirty[idx] = d
+	}
+	return d
+}
+
+// note keeps account of a write.
+func (ct *content) note(off, end uint64, app bool) {
+	switch {
+	case !app:
+		ct.run = appendRun{}
+	case !ct.wrote:
+		ct.run = appendRun{on: true, start: off, end: end}
+	case ct.run.on && ct.run.end == off:
+		ct.run.end = end
+	default:
+		ct.run = appendRun{}
+	}
+	if !ct.wrote {
+		ct.wrote, ct.since = true, time.Now()
+	}
+	ct.writes++
+	ct.end = max(ct.end, end)
+	ct.mtime = now()
+	ct.carry &^= meta.SetMtime
+}
+
+func (fs *FS) markDirty(in *inode) {
+	fs.mu.Lock()
+	fs.dirty[in] = struct{}{}
+	fs.mu.Unlock()
+}
+
+// startUpload uploads a dirty block in the background. in.mu is held, and no
+// upload of the block is under way.
+func (fs *FS) startUpload(in *inode, idx uint32) {
+	go fs.upload(in, fs.freeze(in, idx, false))
+}
+
+// freeze takes a block out of the dirty ones, to be uploaded. in.mu is held, and
+// no upload of the block is under way.
+func (fs *FS) freeze(in *inode, idx uint32, inline bool) *upload {
+	ct := &in.content
+	u := &upload{idx: idx, d: ct.dirty[idx], inline: inline, done: make(chan struct{})}
+	delete(ct.dirty, idx)
+	if ct.up == nil {
+		ct.up = map[uint32]*upload{}
+	}
+	ct.up[idx] = u
+	return u
+}
+
+// upload makes a block durable. If it fails the block is dirty again.
+func (fs *FS) upload(in *inode, u *upload) {
+	idx := u.idx
+	rec, err := fs.put(in, idx, u)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	ct := &in.content
+	u.err = err
+	delete(ct.up, idx)
+	close(u.done)
+	switch {
+	case u.dropped:
+		fs.budget.release(u.d.free())
+		if err == nil {
+			fs.remove(in, &rec)
+		}
+	case err != nil:
+		fs.stats.Errors.Add(1)
+		fs.redirty(ct, idx, u.d)
+	default:
+		fs.setPending(in, idx, u.d, rec)
+	}
+}
+
+// redirty puts bytes back beneath what was written since. in.mu is held.
+func (fs *FS) redirty(ct *content, idx uint32, d *dirty) {
+	newer := ct.dirty[idx]
+	if newer == nil {
+		if ct.dirty == nil {
+			ct.dirty = map[uint32]*dirty{}
+		}
+		ct.dirty[idx] = d
+		return
+	}
+	fs.budget.force(newer.under(d))
+}
+
+// setPending replaces the pending version of a block. in.mu is held.
+func (fs *FS) setPending(in *inode, idx uint32, d *dirty, rec meta.Block) {
+	ct := &in.content
+	if old := ct.pend[idx]; old != nil {
+		if old.rec.Gen == rec.Base { // made from one that is not committed
+			rec.Base, rec.Whole = old.rec.Base, old.rec.Whole
+		}
+		if old.d != nil {
+			fs.budget.force(d.under(old.d))
+		}
+		if !old.committing {
+			fs.remove(in, &old.rec)
+		}
+	}
+	p := &pending{rec: rec, d: d}
+	if d.covers(0, fs.blockSize()) && !ct.run.on { // it will never be merged again
+		fs.budget.release(d.free())
+		p.d = nil
+	}
+	if ct.pend == nil {
+		ct.pend = map[uint32]*pending{}
+	}
+	ct.pend[idx] = p
+}
+
+// put merges the written bytes with what the block had, stores it, and returns
+// its new record.
+func (fs *FS) put(in *inode, idx uint32, u *upload) (meta.Block, error) {
+	if !u.inline {
+		fs.uploads <- struct{}{}
+		defer func() { <-fs.uploads }()
+	}
+	bs := fs.blockSize()
+	rec := meta.Block{
+		Index: idx,
+		Gen:   meta.Gen{Session: fs.meta.Session(), Seq: fs.seq.Add(1)},
+		Whole: u.d.covers(0, bs),
+	}
+	var base meta.Block
+	if !rec.Whole {
+		var err error
+		if base, err = fs.baseOf(fs.ctx, in, idx); err != nil {
+			return rec, err
+		}
+	}
+	rec.Base = base.Gen
+
+	buf := fs.buffer()
+	defer fs.recycle(buf)
+	data := (*buf)[:max(int(base.Len), u.d.end())]
+	if err := fs.merge(in, &base, u.d, data); err != nil {
+		return rec, fmt.Errorf("fuse: merge block %d of inode %d: %w", idx, in.ino, err)
+	}
+	rec.Len = uint32(len(data))
+	if u.inline {
+		rec.Inline, rec.Data = true, append([]byte(nil), data...)
+		return rec, nil
+	}
+	rec.Stored = rec.Len
+	if err := fs.blocks.Put(fs.ctx, fs.key(in, &rec), data); err != nil {
+		return rec, fmt.Errorf("fuse: upload block %d of inode %d: %w", idx, in.ino, err)
+	}
+	fs.stats.Uploads.Add(1)
+	fs.stats.UploadBytes.Add(int64(len(data)))
+	return rec, nil
+}
+
+// merge fills data with the dirty bytes and, between them, those of base.
+func (fs *FS) merge(in *inode, base *meta.Block, d *dirty, data []byte) error {
+	gaps := d.gaps(len(data))
+	if len(gaps) > 4 { // one request for all
+		gaps = []span{{0, len(data)}}
+	}
+	for _, g := range gaps {
+		b, err := fs.load(fs.ctx, in, base, g.lo, g.hi)
+		if err != nil {
+			return err
+		}
+		n := copy(data[g.lo:g.hi], b)
+		clear(data[g.lo+n : g.hi])
+	}
+	d.read(0, data)
+	return nil
+}
+
+// buffers are of one block each, for uploads.
+var buffers sync.Pool
+
+func (fs *FS) buffer() *[]byte {
+	if b, ok := buffers.Get().(*[]byte); ok && cap(*b) >= fs.blockSize() {
+		return b
+	}
+	b := make([]byte, fs.blockSize())
+	return &b
+}
+
+func (fs *FS) recycle(b *[]byte) { buffers.Put(b) }
+
+// maxMerges bounds how often a flush starts again because others changed the
+// same blocks meanwhile.
+const maxMerges = 100
+
+// flush makes what was written until now durable and then visible, in that
+// order, so that metadata never names a block that is not there. If it fails
+// what was written is still here, unless the service refused it for good.
+// Versions that it uploaded in vain stay behind for the collector.
+func (fs *FS) flush(ctx context.Context, in *inode) error {
+	if err := in.lock(ctx); err != nil {
+		return err
+	}
+	defer in.unlock()
+	for try := range maxMerges {
+		err := fs.flushOnce(ctx, in)
+		switch e := refusal(err); {
+		case err == nil:
+			fs.cleaned(in)
+			return fs.takeErr(in)
+		case e == syscall.ESTALE:
+			fs.stats.Merges.Add(1)
+			if err := fs.rebase(ctx, in); err != nil {
+				return err
+			}
+			if try > 0 { // others are at it too
+				time.Sleep(rand.N(time.Duration(try+1) * time.Millisecond))
+			}
+		case final(e):
+			fs.log.Warn("written data was refused and is lost", "ino", in.ino, "err", err)
+			fs.discard(in)
+			fs.cleaned(in)
+			return err
+		default:
+			return err
+		}
+	}
+	return fmt.Errorf("fuse: inode %d changes all the time", in.ino)
+}
+
+// final reports whether a commit that was refused with e will always be.
+func final(e syscall.Errno) bool {
+	switch e {
+	case syscall.ENOENT, syscall.EDQUOT, syscall.ENOSPC, syscall.EFBIG, syscall.EROFS, syscall.EPERM, syscall.EACCES, syscall.EINVAL:
+		return true
+	}
+	return false
+}
+
+// takeErr returns the loss that nobody was told of yet.
+func (fs *FS) takeErr(in *inode) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	err := in.content.err
+	in.content.err = nil
+	return err
+}
+
+// cleaned takes the inode off the list of dirty ones, if it is clean.
+func (fs *FS) cleaned(in *inode) {
+	fs.mu.Lock()
+	in.mu.Lock()
+	if in.content.idle() {
+		delete(fs.dirty, in)
+	}
+	in.mu.Unlock()
+	fs.mu.Unlock()
+	fs.drop(in)
+}
+
+// flushOnce uploads what is dirty and commits. in is locked for flushing.
+func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
+	in.mu.Lock()
+	wrote, valid := in.content.wrote, in.valid
+	in.mu.Unlock()
+	if !wrote {
+		return nil
+	}
+	if !valid || !fs.leased() { // how large the file is decides where its bytes go
+		if err := fs.refresh(ctx, in); err != nil {
+			return err
+		}
+	}
+	if err := in.waitUploads(ctx); err != nil { // if one fails its block is dirty again
+		return err
+	}
+	in.mu.Lock()
+	if run := &in.content.run; run.on && in.attr.Size > run.start {
+		fs.moveRun(in)
+	}
+	in.mu.Unlock()
+	if err := fs.uploadAll(ctx, in); err != nil {
+		return err
+	}
+	return fs.commit(ctx, in)
+}
+
+// refresh asks for the inode's attributes.
+func (fs *FS) refresh(ctx context.Context, in *inode) error {
+	seq := fs.invals.now()
+	fs.stats.Requests.Add(1)
+	rep, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpGetattr, Ino: in.ino})
+	if err != nil {
+		return err
+	}
+	if rep.Attr.Ino == 0 {
+		rep.Attr.Ino = in.ino
+	}
+	fs.learn(&rep.Attr, rep.Block, rep.Cache && !fs.invals.since(seq, in.ino))
+	return nil
+}
+
+// uploadAll uploads all dirty blocks, in parallel, and waits for them.
+func (fs *FS) uploadAll(ctx context.Context, in *inode) error {
+	var all []*upload
+	in.mu.Lock()
+	ct := &in.content
+	inline := ct.inline(in.attr.Size, fs.vol().InlineMax)
+	for _, idx := range sorted(ct.dirty) {
+		if ct.up[idx] == nil {
+			all = append(all, fs.freeze(in, idx, inline && idx == 0))
+		}
+	}
+	in.mu.Unlock()
+	for i, u := range all {
+		if i == len(all)-1 { // no need for another goroutine, which is what small files gain by
+			fs.upload(in, u)
+		} else {
+			go fs.upload(in, u)
+		}
+	}
+
+	var first error
+	for _, u := range all {
+		select {
+		case <-u.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if u.err != nil && first == nil {
+			first = u.err
+		}
+	}
+	return first
+}
+
+// inline reports whether the file is so small that its contents go with its
+// metadata.
+func (ct *content) inline(size uint64, limit uint32) bool {
+	return max(size, ct.end) <= uint64(limit)
+}
+
+// commit makes the pending blocks part of the file.
+func (fs *FS) commit(ctx context.Context, in *inode) error {
+	for {
+		req, list, writes := in.commitRequest(fs.blockSize())
+		if req == nil {
+			return nil
+		}
+		seq := fs.invals.now()
+		fs.stats.Requests.Add(1)
+		fs.stats.Commits.Add(1)
+		rep, err := fs.meta.Do(ctx, req)
+		in.mu.Lock()
+		for _, p := range list {
+			p.committing = false
+		}
+		if err == nil {
+			fs.committed(in, rep, list, writes, seq)
+		}
+		more := len(in.content.pend) > 0 && len(list) == meta.MaxCommit
+		in.mu.Unlock()
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// commitRequest returns the request for what is pending, or nil.
+func (in *inode) commitRequest(bs int) (*meta.Request, []*pending, uint64) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	ct := &in.content
+	if !ct.wrote {
+		return nil, nil, 0
+	}
+	req := &meta.Request{Op: meta.OpCommit, Ino: in.ino, Time: ct.mtime, Set: ct.carry, Attr: ct.times}
+	var list []*pending
+	for _, idx := range sorted(ct.pend) {
+		if len(list) == meta.MaxCommit {
+			break
+		}
+		p := ct.pend[idx]
+		p.committing = true
+		list = append(list, p)
+		req.Blocks = append(req.Blocks, p.rec)
+		req.Size = uint64(idx)*uint64(bs) + uint64(p.rec.Len)
+	}
+	return req, list, ct.writes
+}
+
+// committed takes over the answer to a commit. in.mu is held.
+func (fs *FS) committed(in *inode, rep *meta.Reply, list []*pending, writes uint64, seq uint64) {
+	ct := &in.content
+	mine := rep.Attr.Data == in.attr.Data+1 && !fs.invals.since(seq, in.ino)
+	recs, known, complete := ct.recs, ct.known, ct.complete
+	if mine && in.pages == in.attr.Data {
+		in.pages = rep.Attr.Data
+	}
+	in.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
+	if mine {
+		ct.recs, ct.known, ct.complete = recs, known, complete
+	}
+	for _, p := range list {
+		rec := p.rec
+		rec.Base, rec.Whole = meta.Gen{}, false
+		if mine {
+			ct.record(rec)
+		}
+		if now := ct.pend[rec.Index]; now != p && now != nil {
+			now.rec.Base, now.rec.Whole = rec.Gen, now.d == nil // it was made from this one
+			continue
+		}
+		delete(ct.pend, rec.Index)
+		if p.d != nil {
+			fs.budget.release(p.d.free())
+		}
+	}
+	if len(ct.dirty)+len(ct.up)+len(ct.pend) == 0 && ct.writes == writes {
+		ct.wrote, ct.end, ct.carry, ct.run = false, 0, 0, appendRun{}
+	} else if ct.run.on {
+		// What is committed stays where it is; what follows may still move.
+		ct.run.start = min(max(ct.run.start, rep.Attr.Size), ct.run.end)
+	}
+}
+
+// rebase makes the blocks that others changed meanwhile dirty again, so that
+// they are merged with the new versions. in is locked for flushing.
+func (fs *FS) rebase(ctx context.Context, in *inode) error {
+	if err := in.waitUploads(ctx); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.content.forgetMap()
+	idxs := sorted(in.content.pend)
+	in.mu.Unlock()
+	if err := fs.refresh(ctx, in); err != nil {
+		return err
+	}
+	current := map[uint32]meta.Gen{}
+	for _, idx := range idxs {
+		in.mu.Lock()
+		b, known := in.content.rec(idx)
+		in.mu.Unlock()
+		if !known {
+			var err error
+			if b, err = fs.fetchMap(ctx, in, idx); err != nil {
+				return err
+			}
+		}
+		current[idx] = b.Gen
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	ct := &in.content
+	if ct.run.on && in.attr.Size > ct.run.start {
+		fs.moveRun(in)
+		return nil
+	}
+	for idx, gen := range current {
+		p := ct.pend[idx]
+		if p == nil || p.rec.Whole || p.rec.Base == gen || p.d == nil {
+			continue
+		}
+		delete(ct.pend, idx)
+		fs.remove(in, &p.rec)
+		fs.redirty(ct, idx, p.d)
+	}
+	return nil
+}
+
+// moveRun moves all that was appended to where the file ends now. All of it is
+// in memory: while a run is on nothing is given up before its commit. in.mu is
+// held, in locked for flushing, and nothing on its way to the store.
+func (fs *FS) moveRun(in *inode) {
+	ct := &in.content
+	bs := uint64(fs.blockSize())
+	old := map[uint32]*dirty{}
+	for idx, p := range ct.pend {
+		old[idx] = p.d
+		fs.remove(in, &p.rec)
+	}
+	ct.pend = nil
+	for idx, d := range ct.dirty {
+		if o := old[idx]; o != nil {
+			fs.budget.force(d.under(o))
+		}
+		old[idx] = d
+	}
+	ct.dirty = nil
+	by := in.attr.Size - ct.run.start
+	for _, idx := range sorted(old) {
+		d := old[idx]
+		for _, s := range d.spans {
+			b := make([]byte, s.hi-s.lo)
+			d.read(s.lo, b)
+			fs.budget.force(fs.writeLocked(in, uint64(idx)*bs+uint64(s.lo)+by, b))
+		}
+		fs.budget.release(d.free())
+	}
+	ct.run.start += by
+	ct.run.end += by
+	ct.end = ct.run.end
+	go fs.kernel.Pages(in.ino)
+}
+
+// discard gives up what was written and not committed.
+func (fs *FS) discard(in *inode) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	ct := &in.content
+	for _, d := range ct.dirty {
+		fs.budget.release(d.free())
+	}
+	for _, u := range ct.up {
+		u.dropped = true
+	}
+	for _, p := range ct.pend {
+		if p.d != nil {
+			fs.budget.release(p.d.free())
+		}
+		if !p.committing {
+			fs.remove(in, &p.rec)
+		}
+	}
+	ct.dirty, ct.pend = nil, nil
+	ct.wrote, ct.end, ct.carry, ct.run = false, 0, 0, appendRun{}
+}
