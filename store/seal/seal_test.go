@@ -25,7 +25,8 @@ func variants() map[string]seal.Options {
 func TestSealed(t *testing.T) {
 	for name, opt := range variants() {
 		t.Run(name, func(t *testing.T) {
-			storetest.Run(t, func(t *testing.T) store.Store { return seal.New(mem.New(t), opt) })
+			sealer := seal.NewSealer(opt)
+			storetest.Run(t, func(t *testing.T) store.Store { return sealer.Over(mem.New(t)) })
 		})
 	}
 }
@@ -50,7 +51,8 @@ func (f framed) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, e
 func TestSealedOverFrames(t *testing.T) {
 	for name, opt := range variants() {
 		t.Run(name, func(t *testing.T) {
-			storetest.Run(t, func(t *testing.T) store.Store { return seal.New(framed{mem.New(t), t}, opt) })
+			sealer := seal.NewSealer(opt)
+			storetest.Run(t, func(t *testing.T) store.Store { return sealer.Over(framed{mem.New(t), t}) })
 		})
 	}
 }
@@ -218,10 +220,7 @@ func TestABlockUnderAWrongKeyIsNoticed(t *testing.T) {
 }
 
 // A damager damages what the next Get returns, unless it must be verified.
-type damager struct {
-	store.Store
-	frames bool // damage frames rather than ranges
-}
+type damager struct{ store.Store }
 
 func (d damager) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
 	data, err := d.Store.Get(ctx, key, off, n)
@@ -239,7 +238,7 @@ func TestACorruptCopyIsAskedForAgain(t *testing.T) {
 	if err := seal.New(bucket, seal.Options{}).Put(t.Context(), key, data); err != nil {
 		t.Fatal(err)
 	}
-	s := seal.New(damager{Store: bucket}, seal.Options{})
+	s := seal.New(damager{bucket}, seal.Options{})
 	for _, r := range [][2]int64{{0, -1}, {300_000, 100}, {10, 200_000}, {300_000, 100}} {
 		got, err := s.Get(t.Context(), key, r[0], r[1])
 		if err != nil || !bytes.Equal(got, store.Clip(data, r[0], r[1])) {

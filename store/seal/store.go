@@ -22,8 +22,12 @@ const maxHeads = 4096
 // a block whose head is known or whose first frame is wanted, and with two for
 // others. A corrupt block is asked for once more, with [store.WithVerify], so
 // that a damaged copy in a cache is not the last word.
-func New(next store.Store, opt Options) store.Store {
-	return &sealed{next: next, sealer: NewSealer(opt), heads: newHeads(maxHeads)}
+func New(next store.Store, opt Options) store.Store { return NewSealer(opt).Over(next) }
+
+// Over is [New] with a Sealer, which may be shared: it derives a volume's keys
+// but once.
+func (s *Sealer) Over(next store.Store) store.Store {
+	return &sealed{next: next, sealer: s, heads: newHeads(maxHeads)}
 }
 
 type sealed struct {
