@@ -94,9 +94,7 @@ type Group struct {
 	groups  []*proxyGroup         // as in the settings; guarded by mu
 	settled bool                  // the choice was made with all groups measured; guarded by mu
 	fresh   bool                  // settings changed since the last round; guarded by mu
-	rival   int64                 // the group that was clearly better in the last rounds; guarded by mu
-	wins    int                   // in how many; guarded by mu
-	round   time.Time             // when the last round began; guarded by mu
+	next    time.Time             // when the next round is to begin; guarded by mu
 	since   time.Time             // when the choice was made; guarded by mu
 }
 

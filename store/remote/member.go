@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,8 +29,9 @@ var stateNames = [...]string{"new", "up", "trial", "down"}
 
 func (s state) String() string { return stateNames[s] }
 
-// window is how many measurements of a round trip count: the least of them is
-// the member's. One that was made while the line was full does not count then.
+// window is how many measurements of a round trip count, of one round each. The
+// least of them is the member's: one that was made while the line was full says
+// nothing about the way.
 const window = 3
 
 // maxPause bounds the pauses before a member that answers probes, but fails when
@@ -64,6 +66,7 @@ type member struct {
 	alive   context.Context    // ends when the member goes down
 	kill    context.CancelFunc // ends alive
 	rtts    []time.Duration    // the last measurements, at most window
+	noted   time.Time          // when the last of them was begun
 	probing bool
 	probed  time.Time // when the last probe began
 	check   time.Time // when a probe is due as a request waits for long; zero: none is
@@ -311,10 +314,7 @@ func (m *member) doubted() {
 // healthy notes that a probe was answered after rtt.
 func (m *member) healthy(rtt time.Duration) {
 	m.mu.Lock()
-	m.rtts = append(m.rtts, rtt)
-	if len(m.rtts) > window {
-		m.rtts = m.rtts[1:]
-	}
+	m.note(rtt)
 	was := m.state
 	switch was {
 	case stateNew:
@@ -326,6 +326,20 @@ func (m *member) healthy(rtt time.Duration) {
 	m.mu.Unlock()
 	if was == stateNew || was == stateDown {
 		m.changed()
+	}
+}
+
+// note adds a measurement to the window. Several within a round are one. m.mu
+// must be held.
+func (m *member) note(rtt time.Duration) {
+	if n := len(m.rtts); n > 0 && time.Since(m.noted) < m.timing.Round/2 {
+		m.rtts[n-1] = min(m.rtts[n-1], rtt)
+		return
+	}
+	m.noted = time.Now()
+	m.rtts = append(m.rtts, rtt)
+	if len(m.rtts) > window {
+		m.rtts = m.rtts[1:]
 	}
 }
 
@@ -349,11 +363,17 @@ func (m *member) usable() (rtt time.Duration, ok bool) {
 	if m.state != stateUp && m.state != stateTrial || len(m.rtts) == 0 {
 		return 0, false
 	}
-	rtt = m.rtts[0]
-	for _, r := range m.rtts[1:] {
-		rtt = min(rtt, r)
+	return slices.Min(m.rtts), true
+}
+
+// lasting returns the round-trip time that was not exceeded in all of the window.
+func (m *member) lasting() (rtt time.Duration, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != stateUp && m.state != stateTrial || len(m.rtts) < window {
+		return 0, false
 	}
-	return rtt, true
+	return slices.Max(m.rtts), true
 }
 
 // due returns how long it is from now until the member is to be probed by itself.

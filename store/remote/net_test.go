@@ -26,7 +26,7 @@ type host struct {
 	delay time.Duration // of what is sent, one way
 
 	mu    sync.Mutex
-	state string // "", refuses, lost (packets vanish)
+	state string // "", refuses, lost (packets vanish), mute (only answers do)
 	moved chan struct{}
 	slow  time.Duration // what a new connection takes
 	conns map[*link]bool
@@ -85,8 +85,8 @@ func (s *host) now() (state string, moved <-chan struct{}, slow time.Duration) {
 	return s.state, s.moved, s.slow
 }
 
-// reach waits until packets arrive.
-func (s *host) reach(done <-chan struct{}, d time.Duration) error {
+// reach waits until packets arrive, which takes d: answers or others.
+func (s *host) reach(done <-chan struct{}, d time.Duration, answer bool) error {
 	select {
 	case <-time.After(d):
 	case <-done:
@@ -94,10 +94,10 @@ func (s *host) reach(done <-chan struct{}, d time.Duration) error {
 	}
 	for {
 		state, moved, _ := s.now()
-		switch state {
-		case "":
+		switch {
+		case state == "", state == "mute" && !answer:
 			return nil
-		case "refuses":
+		case state == "refuses":
 			return syscall.ECONNREFUSED
 		}
 		select {
@@ -115,12 +115,12 @@ func (n *network) Dial(ctx context.Context, _, addr string) (net.Conn, error) {
 		return nil, syscall.EHOSTUNREACH
 	}
 	_, _, slow := s.now()
-	if err := s.reach(ctx.Done(), 2*s.delay+slow); err != nil {
+	if err := s.reach(ctx.Done(), 2*s.delay+slow, false); err != nil {
 		return nil, errors.Join(err, ctx.Err())
 	}
 	a, b := net.Pipe()
 	near := &link{Conn: a, host: s, closed: make(chan struct{})}
-	far := &link{Conn: b, host: s, closed: make(chan struct{})}
+	far := &link{Conn: b, host: s, far: true, closed: make(chan struct{})}
 	s.mu.Lock()
 	s.conns[near], s.conns[far] = true, true
 	s.mu.Unlock()
@@ -159,12 +159,13 @@ func (s *host) Addr() net.Addr { return &net.TCPAddr{} }
 type link struct {
 	net.Conn
 	host   *host
+	far    bool // the host's end
 	once   sync.Once
 	closed chan struct{}
 }
 
 func (l *link) Write(p []byte) (int, error) {
-	if err := l.host.reach(l.closed, l.host.delay); err != nil {
+	if err := l.host.reach(l.closed, l.host.delay, l.far); err != nil {
 		return 0, err
 	}
 	return l.Conn.Write(p)

@@ -8,10 +8,9 @@ import (
 )
 
 const (
-	samples     = 4  // requests of a probe; the quickest counts
-	perRound    = 16 // members of a group that are measured in a round
-	maxProbes   = 32 // at once
-	lastingGain = 3  // rounds in a row in which another group must be clearly better
+	samples   = 4  // requests of a probe; the quickest counts
+	perRound  = 16 // members of a group that are measured in a round
+	maxProbes = 32 // at once
 )
 
 // To change the group leaves a warm cache: it must be worth it.
@@ -67,7 +66,7 @@ func (g *Group) Run(ctx context.Context) {
 // before says sooner what there is.
 func (g *Group) Probe(ctx context.Context) {
 	g.mu.Lock()
-	g.round = time.Now()
+	g.next = time.Now().Add(jitter(g.cfg.Timing.Round))
 	fresh := g.fresh
 	g.fresh = false
 	members := g.sample()
@@ -127,7 +126,7 @@ func (g *Group) untilRound() time.Duration {
 	if g.fresh {
 		return 0
 	}
-	return time.Until(g.round.Add(g.cfg.Timing.Round))
+	return time.Until(g.next)
 }
 
 // list returns all members.
@@ -147,77 +146,72 @@ func (g *Group) closeIdle() {
 	}
 }
 
-// nearest returns the group with the shortest round trip, and that of current.
-// Both may be nil: groups that cannot be used do not count. g.mu must be held.
-func (g *Group) nearest(current *proxyGroup) (best *proxyGroup, least time.Duration, used *proxyGroup, now time.Duration) {
-	for _, p := range g.groups {
-		rtt, ok := p.rtt()
-		if !ok {
-			continue
-		}
-		if best == nil || rtt < least {
-			best, least = p, rtt
-		}
-		if p == current {
-			used, now = p, rtt
+// rtt returns the round trip to the nearest member that can be used.
+func (p *proxyGroup) rtt() (rtt time.Duration, ok bool) { return p.least((*member).usable) }
+
+// least returns the least of what of says of the members.
+func (p *proxyGroup) least(of func(*member) (time.Duration, bool)) (least time.Duration, ok bool) {
+	if p == nil {
+		return 0, false
+	}
+	for _, m := range p.members {
+		if d, has := of(m); has && (!ok || d < least) {
+			least, ok = d, true
 		}
 	}
-	return best, least, used, now
+	return least, ok
 }
 
-// rtt returns the round trip to the nearest member that can be used.
-func (p *proxyGroup) rtt() (rtt time.Duration, ok bool) {
-	for _, m := range p.members {
-		if r, usable := m.usable(); usable && (!ok || r < rtt) {
-			rtt, ok = r, true
+// nearest returns the group for which of says the least, or nil if it says
+// nothing of any. g.mu must be held.
+func (g *Group) nearest(of func(*member) (time.Duration, bool)) (best *proxyGroup, least time.Duration) {
+	for _, p := range g.groups {
+		if d, ok := p.least(of); ok && (best == nil || d < least) {
+			best, least = p, d
 		}
 	}
-	return rtt, ok
+	return best, least
 }
 
 // choose leaves a group that cannot be used any more, and the bucket as soon as
 // there is a group. g.mu must be held.
 func (g *Group) choose() {
 	current := g.view.Load().chosen
-	best, rtt, used, _ := g.nearest(current)
-	if used != nil || best == nil && current == nil {
+	if _, ok := current.rtt(); ok {
+		return
+	}
+	best, rtt := g.nearest((*member).usable)
+	if best == current { // both nil
 		return
 	}
 	g.use(best, rtt)
 	if g.settled { // there may be a better one that was not measured lately
-		g.settled, g.round = false, time.Time{}
+		g.settled, g.next = false, time.Time{}
 	}
 }
 
-// compare chooses at the end of a round, when all groups have been measured. In
-// a round with fresh settings a clear gain need not have lasted. g.mu must be held.
+// compare chooses at the end of a round, when all groups have been measured. A
+// group that can be used is only changed for a clear and lasting gain: the other's
+// worst measurement of the window is much better than its best one. In a round
+// with fresh settings the gain need not have lasted. g.mu must be held.
 func (g *Group) compare(fresh bool) {
-	best, rtt, used, now := g.nearest(g.view.Load().chosen)
+	current := g.view.Load().chosen
+	now, ok := current.rtt()
 	settled := g.settled
 	g.settled = true
-	switch {
-	case best == used: // or both are nil
-		g.wins = 0
-		return
-	case used == nil, !settled:
-		g.use(best, rtt)
-		return
-	case !clearly(rtt, now):
-		g.wins = 0
+	of := (*member).lasting
+	if fresh || !settled || !ok {
+		of = (*member).usable
+	}
+	best, rtt := g.nearest(of)
+	if best == current || ok && (best == nil || settled && !clearly(rtt, now)) {
 		return
 	}
-	if best.settings.ID != g.rival {
-		g.rival, g.wins = best.settings.ID, 0
-	}
-	g.wins++
-	if fresh || g.wins >= lastingGain {
-		g.use(best, rtt)
-	}
+	g.use(best, rtt)
 }
 
 // use changes to the group p, or to the bucket if p is nil. g.mu must be held.
 func (g *Group) use(p *proxyGroup, rtt time.Duration) {
-	g.wins = 0
 	v := *g.view.Load()
 	if v.chosen == p {
 		return
