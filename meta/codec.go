@@ -333,7 +333,7 @@ func (d *decoder) inos(s []Ino) []Ino {
 			n++
 		}
 	}
-	if n == 0 || !d.allocate(n+len(s), unsafe.Sizeof(Ino(0))) {
+	if len(body) == 0 || !d.allocate(n+len(s), unsafe.Sizeof(Ino(0))) {
 		return s
 	}
 	s = append(make([]Ino, 0, len(s)+n), s...)
@@ -471,7 +471,8 @@ func (k *Block) fields(b []byte) []byte {
 	b = putBool(b, 5, k.Inline)
 	b = putBytes(b, 6, k.Data)
 	b = putMessage(b, 7, &k.Base, false)
-	return putBool(b, 8, k.Whole)
+	b = putBool(b, 8, k.Whole)
+	return putUint(b, 9, uint64(k.BaseLen))
 }
 
 func (k *Block) field(num uint64, d *decoder) {
@@ -492,6 +493,8 @@ func (k *Block) field(num uint64, d *decoder) {
 		d.sub(&k.Base)
 	case 8:
 		k.Whole = d.bool()
+	case 9:
+		k.BaseLen = d.uint32()
 	}
 }
 
