@@ -119,8 +119,13 @@ func checkBase(k, old *meta.Block) error {
 	if old != nil {
 		current = old.Gen
 	}
-	if !k.Whole && k.Base != current {
+	switch {
+	case k.Whole:
+		return nil
+	case k.Base != current:
 		return refuse(syscall.ESTALE, "block %d is at version %v, not %v", k.Index, current, k.Base)
+	case old != nil && k.BaseLen != 0 && k.BaseLen != old.Len:
+		return refuse(syscall.ESTALE, "block %d was cut to %d bytes from %d", k.Index, old.Len, k.BaseLen)
 	}
 	return nil
 }

@@ -159,10 +159,16 @@ func (srv *Server) ServeMeta(ctx context.Context, conn meta.Conn, req *meta.Requ
 		return srv.answer(req, reply, err)
 	}
 	s := srv.sessionOf(conn)
+	var reply *meta.Reply
 	if s == nil || !s.touch(conn) {
-		return srv.answer(req, nil, errNoSession)
+		reply = srv.answer(req, nil, errNoSession)
+	} else {
+		reply = s.serve(ctx, req)
 	}
-	return s.serve(ctx, req)
+	if reply.Errno == syscall.ENOTCONN {
+		conn.Close() // the client finds out when it comes back
+	}
+	return reply
 }
 
 // errNoSession: the connection said no hello, or its session has ended.
