@@ -307,11 +307,8 @@ func corrupt(err error) error {
 func (d *Disk) fill(key store.Key, f *flight) {
 	size := int64(len(f.data))
 	defer d.filling.Add(-size)
-	if d.filling.Add(size) > maxFilling || !d.usable() || !d.scanDone() || !d.keep(key, f.data) {
+	if d.filling.Add(size) > maxFilling || !d.usable() || !d.scanDone() || !d.keep(key, f) {
 		d.count.dropped.Add(1)
-	}
-	if e, _ := d.indexed(key); e != nil && f.forgotten.Load() {
-		d.drop(e)
 	}
 }
 
@@ -327,9 +324,9 @@ func (d *Disk) scanDone() bool {
 }
 
 // keep makes room for a block and writes it. It reports whether the block is on
-// the disk.
-func (d *Disk) keep(key store.Key, data []byte) bool {
-	e := &entry{key: key, size: int64(len(data)), verified: true, used: now()}
+// the disk, or was deleted meanwhile.
+func (d *Disk) keep(key store.Key, f *flight) bool {
+	e := &entry{key: key, size: int64(len(f.data)), verified: true, used: now()}
 	e.stamped = e.used
 	have, mine := d.claim(key)
 	if !mine {
@@ -339,15 +336,29 @@ func (d *Disk) keep(key store.Key, data []byte) bool {
 	if !d.reserve(charge(e.size)) {
 		return false
 	}
-	err := d.files.write(fileName(key), data)
+	err := d.files.write(fileName(key), f.data)
+	if d.settle(e, f, err) {
+		return err == nil
+	}
+	d.unlink(e)
+	return true
+}
+
+// settle indexes an entry after its file was written. It reports false if the
+// block was deleted meanwhile.
+func (d *Disk) settle(e *entry, f *flight, err error) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
 		d.used -= charge(e.size)
 		d.hurt("write", err)
+		return true
+	}
+	if f.forgotten.Load() {
+		e.bad = true
 		return false
 	}
-	d.index[key] = e
+	d.index[e.key] = e // if the block is deleted later than here, forget finds it
 	d.fifo.add(e)
 	return true
 }

@@ -121,7 +121,7 @@ func (f *folder) open(name string) (file, error) {
 // write does not sync: after a crash of the machine the file may have any
 // content, which verification finds out.
 func (f *folder) write(name string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Join(f.root, tmpName), "fill-*")
+	tmp, err := f.temp()
 	if err != nil {
 		return err
 	}
@@ -133,6 +133,20 @@ func (f *folder) write(name string, data []byte) error {
 		return errors.Join(err, os.Remove(tmp.Name()))
 	}
 	return nil
+}
+
+// temp makes a file to write to; its folder too, should an operator have emptied
+// the cache by hand.
+func (f *folder) temp() (*os.File, error) {
+	dir := filepath.Join(f.root, tmpName)
+	tmp, err := os.CreateTemp(dir, "fill-*")
+	if !errors.Is(err, fs.ErrNotExist) {
+		return tmp, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return os.CreateTemp(dir, "fill-*")
 }
 
 // move renames a file into a folder that may not be there yet.

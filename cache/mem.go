@@ -195,10 +195,7 @@ func (m *Mem) fetcher(key store.Key) func(context.Context, *flight) ([]byte, err
 		if err != nil {
 			return nil, err
 		}
-		m.insert(key, data)
-		if f.forgotten.Load() {
-			m.drop(key)
-		}
+		m.insert(key, data, f.forgotten.Load)
 		return data, nil
 	}
 }
@@ -208,7 +205,7 @@ func (m *Mem) pass(ctx context.Context, key store.Key, off, n int64) ([]byte, er
 	m.count.ranges.Add(1)
 	data, err := m.next.Get(ctx, key, off, n)
 	if err == nil && off == 0 && int64(len(data)) < n {
-		m.insert(key, data)
+		m.insert(key, data, never)
 	}
 	return data, err
 }
@@ -230,7 +227,7 @@ func (m *Mem) Put(ctx context.Context, key store.Key, data []byte) error {
 		return err
 	}
 	if m.lookup(key) == nil {
-		m.insert(key, bytes.Clone(data))
+		m.insert(key, bytes.Clone(data), never)
 	}
 	return nil
 }
@@ -275,8 +272,11 @@ func (m *Mem) lookup(key store.Key) *memBlock {
 	return e.Value.(*memBlock)
 }
 
-// insert puts a block into the window. Nobody changes data any more.
-func (m *Mem) insert(key store.Key, data []byte) {
+func never() bool { return false }
+
+// insert puts a block into the window, unless it was deleted meanwhile. Nobody
+// changes data any more.
+func (m *Mem) insert(key store.Key, data []byte, deleted func() bool) {
 	b := &memBlock{key, data}
 	if b.cost() > m.maxWindow {
 		m.count.dropped.Add(1)
@@ -287,8 +287,8 @@ func (m *Mem) insert(key store.Key, data []byte) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.window[key] != nil {
-		return
+	if m.window[key] != nil || deleted() {
+		return // if it is deleted later than here, drop finds it
 	}
 	for m.windowed+b.cost() > m.maxWindow {
 		m.expel()

@@ -1,14 +1,23 @@
 package cache
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"flexfs/store"
 	"flexfs/store/mem"
 	"flexfs/store/storetest"
 )
 
-func openMem(t *testing.T, next store.Store, window, main int64) *Mem {
+func openMem(t testing.TB, next store.Store, window, main int64) *Mem {
 	t.Helper()
 	m, err := newMem(next, window, main)
 	if err != nil {
@@ -30,5 +39,293 @@ func TestMemIsAStore(t *testing.T) {
 				return openMem(t, mem.New(t), size[0], size[1])
 			})
 		})
+	}
+}
+
+func TestTheBudgetIsDividedWithoutRemainder(t *testing.T) {
+	for _, size := range []int64{1 << 20, 16 << 20, 50 << 20, 64 << 20, 256 << 20, 1 << 30} {
+		m, err := NewMem(mem.New(t), size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := m.Stats().Limit; got != size {
+			t.Errorf("of %d bytes %d are used", size, got)
+		}
+		m.Close()
+	}
+	if _, err := NewMem(mem.New(t), 100); err == nil {
+		t.Error("100 bytes are accepted as a cache")
+	}
+}
+
+func TestABlockThatWasJustReadIsInMemory(t *testing.T) {
+	next := newSpy(t)
+	m := openMem(t, next, 64<<10, 256<<10)
+	next.fill(t, 200, 10_000)
+	for i := range 200 { // many times what fits: every one is a newcomer to a full cache
+		get(t, m, i, 10_000, 0, -1)
+		get(t, m, i, 10_000, 0, -1)
+		get(t, m, i, 10_000, 5000, 100)
+	}
+	next.reached(t, 200, 0)
+}
+
+func TestTheSecondPartOfABlockBringsAllOfIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		next := newSpy(t)
+		m, err := newMem(next, 64<<20, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		next.fill(t, 3, 2<<20)
+		const size = 2 << 20
+		get(t, m, 0, size, 4096, 4096)
+		next.reached(t, 0, 1)
+		get(t, m, 0, size, 8192, 4096)
+		next.reached(t, 1, 1)
+		get(t, m, 0, size, 1<<20, 4096)
+		next.reached(t, 1, 1)
+
+		get(t, m, 1, size, 0, 4096) // after too long, it is the first again
+		time.Sleep(rangeMemory + time.Second)
+		get(t, m, 1, size, 0, 4096)
+		next.reached(t, 1, 3)
+
+		get(t, m, 2, size, 0, 1<<20) // much at once
+		get(t, m, 2, size, 1<<20, 1<<20)
+		next.reached(t, 2, 3)
+	})
+}
+
+func TestAPartThatIsAllOfABlockIsKept(t *testing.T) {
+	next := newSpy(t)
+	m := openMem(t, next, 1<<20, 0)
+	next.fill(t, 1, 1000)
+	get(t, m, 0, 1000, 0, 4096)
+	get(t, m, 0, 1000, 500, 4096)
+	next.reached(t, 0, 1)
+}
+
+func TestVerificationBypassesMemory(t *testing.T) {
+	next := newSpy(t)
+	m := openMem(t, next, 1<<20, 1<<20)
+	next.fill(t, 1, 1000)
+	get(t, m, 0, 1000, 0, -1)
+	next.hook = func(ctx context.Context, _ store.Key) error {
+		if !store.MustVerify(ctx) {
+			return errors.New("the wish to verify was lost on the way")
+		}
+		return nil
+	}
+	if _, err := m.Get(store.WithVerify(t.Context()), storetest.Key(0), 0, -1); err != nil {
+		t.Fatal(err)
+	}
+	next.reached(t, 2, 0)
+}
+
+// TestAScanLeavesWhatIsAskedForOften reads a small set again and again, then
+// much more than fits, once: the set must still be here.
+func TestAScanLeavesWhatIsAskedForOften(t *testing.T) {
+	if raceDetector {
+		t.Skip("ristretto learns nothing under the race detector")
+	}
+	const size, hot, scan = 4000, 40, 2000
+	next := newSpy(t)
+	m := openMem(t, next, 20*(size+overhead), 100*(size+overhead))
+	next.fill(t, hot+scan, size)
+	for range 20 {
+		for i := range hot {
+			get(t, m, i, size, 0, -1)
+		}
+	}
+	for i := range scan {
+		get(t, m, hot+i, size, 0, -1)
+	}
+	before := next.whole.Load()
+	for i := range hot {
+		get(t, m, i, size, 0, -1)
+	}
+	if lost := next.whole.Load() - before; lost > hot/4 {
+		t.Errorf("%d of %d blocks that were asked for often are gone after a scan", lost, hot)
+	}
+}
+
+// TestMemKeepsItsBudget does random operations from several goroutines: answers
+// must be right, and the bytes within the budget at every moment.
+func TestMemKeepsItsBudget(t *testing.T) {
+	for name, size := range map[string][2]int64{"both parts": {200_000, 600_000}, "window only": {300_000, 0}} {
+		t.Run(name, func(t *testing.T) {
+			m := openMem(t, mem.New(t), size[0], size[1])
+			stop := make(chan struct{})
+			var watch sync.WaitGroup
+			watch.Go(func() {
+				for {
+					s := m.Stats()
+					if s.Bytes > s.Limit || s.Bytes < 0 || s.Blocks < 0 {
+						t.Errorf("%d bytes in %d blocks are held, of %d", s.Bytes, s.Blocks, s.Limit)
+						return
+					}
+					if held := m.held.Load(); held > m.maxMain {
+						t.Errorf("the main part has %d bytes, of %d", held, m.maxMain)
+						return
+					}
+					select {
+					case <-stop:
+						return
+					default:
+						runtime.Gosched()
+					}
+				}
+			})
+			randomOps(t, m, 4, 3000, 40_000)
+			close(stop)
+			watch.Wait()
+			if m.main != nil {
+				m.main.Wait()
+			}
+			if s := m.Stats(); s.Hits == 0 || s.Evictions == 0 {
+				t.Errorf("the test does not test: %+v", s)
+			}
+		})
+	}
+}
+
+// randomOps runs workers that put, get and delete blocks of up to size bytes.
+// Each has blocks of its own, of which it knows whether they exist, and all read
+// those of the first.
+func randomOps(t *testing.T, s store.Store, workers, ops, size int) {
+	t.Helper()
+	length := func(i int) int { return int(storetest.Key(i).Hash() % uint64(size)) }
+	for i := range 30 { // shared
+		if err := s.Put(t.Context(), storetest.Key(i), storetest.Data(storetest.Key(i), length(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(w), 7))
+			exists := make(map[int]bool)
+			for op := range ops {
+				i := 1000*(w+1) + r.IntN(60)
+				if err := randomOp(t.Context(), s, r, i, length, exists); err != nil {
+					t.Errorf("worker %d, operation %d: %v", w, op, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func randomOp(ctx context.Context, s store.Store, r *rand.Rand, i int, length func(int) int, exists map[int]bool) error {
+	switch p := r.IntN(100); {
+	case p < 10:
+		exists[i] = true
+		return s.Put(ctx, storetest.Key(i), storetest.Data(storetest.Key(i), length(i)))
+	case p < 15:
+		exists[i] = false
+		return s.Delete(ctx, storetest.Key(i))
+	case p < 50:
+		i = r.IntN(30)
+		return check(ctx, s, r, i, length(i), true)
+	default:
+		return check(ctx, s, r, i, length(i), exists[i])
+	}
+}
+
+// check reads a block or a part of it.
+func check(ctx context.Context, s store.Store, r *rand.Rand, i, size int, exists bool) error {
+	off, n := int64(0), int64(-1)
+	if r.IntN(2) == 0 {
+		off, n = r.Int64N(int64(size+1)), r.Int64N(int64(size+1))
+	}
+	if r.IntN(20) == 0 {
+		ctx = store.WithVerify(ctx)
+	}
+	data, err := s.Get(ctx, storetest.Key(i), off, n)
+	switch {
+	case !exists && !errors.Is(err, store.ErrNotExist):
+		return fmt.Errorf("Get of the missing block %d: error %v", i, err)
+	case !exists:
+		return nil
+	case err != nil:
+		return err
+	case !bytes.Equal(data, store.Clip(storetest.Data(storetest.Key(i), size), off, n)):
+		return fmt.Errorf("Get of block %d (%d, %d): %d wrong bytes", i, off, n, len(data))
+	}
+	return nil
+}
+
+// TestTheHeapStaysWithinTheBudget counts what the garbage collector finds alive,
+// while far more than the budget goes through as fast as it can.
+func TestTheHeapStaysWithinTheBudget(t *testing.T) {
+	const budget, size = 48 << 20, 1 << 20
+	m := openMem(t, zeros{}, budget/4, budget*3/4)
+	alive := func() int64 {
+		runtime.GC()
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return int64(s.HeapAlloc)
+	}
+	before, most := alive(), int64(0)
+	for round := range 5 { // what is allocated during a collection counts as alive: nothing must be
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Go(func() {
+				for i := range 50 {
+					if _, err := m.Get(t.Context(), storetest.Key(round*400+w*50+i), 0, size); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		most = max(most, alive()-before)
+	}
+	if limit := int64(budget + budget/16); most > limit {
+		t.Errorf("%d MiB are alive, want at most %d", most>>20, limit>>20)
+	}
+	if most < budget/2 {
+		t.Errorf("only %d MiB are alive: the cache does not cache", most>>20)
+	}
+}
+
+// zeros has every block: a MiB of zeros.
+type zeros struct{ store.Store }
+
+func (zeros) Get(context.Context, store.Key, int64, int64) ([]byte, error) {
+	return make([]byte, 1<<20), nil
+}
+
+// TestKeysOfTheMainPartDiffer makes sure that every part of a key counts.
+func TestKeysOfTheMainPartDiffer(t *testing.T) {
+	seen := make(map[string]store.Key)
+	for _, key := range []store.Key{
+		{}, {Volume: store.Volume{1}}, {Volume: store.Volume{15: 1}}, {Ino: 1}, {Index: 1},
+		{Gen: store.Gen{Session: 1}}, {Gen: store.Gen{Seq: 1}},
+	} {
+		if other, ok := seen[mainKey(key)]; ok {
+			t.Errorf("%v and %v have the same name", key, other)
+		}
+		seen[mainKey(key)] = key
+	}
+}
+
+func BenchmarkMemHit(b *testing.B) {
+	m := openMem(b, mem.New(nil), 16<<20, 48<<20)
+	key := storetest.Key(1)
+	if err := m.Put(b.Context(), key, make([]byte, 4<<20)); err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(4096)
+	b.ReportAllocs()
+	off := int64(0)
+	for b.Loop() {
+		if _, err := m.Get(b.Context(), key, off, 4096); err != nil {
+			b.Fatal(err)
+		}
+		off = (off + 4096) % (4 << 20)
 	}
 }
