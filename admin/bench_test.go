@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"encoding/base64"
 
 	"encoding/json"
 	"errors"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // A bench is an admin server with a first account. Its clients call the
@@ -49,7 +52,7 @@ func openTemp(t *testing.T) *DB {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := db.view((*tx).verify); err != nil {
+		if err := db.view((*tx).verify); err != nil && !errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 			t.Errorf("the database is not sound after the test: %v", err)
 		}
 		db.Close()
@@ -360,3 +363,8 @@ func (b *safeBuffer) String() string {
 
 // count returns how often the log says something.
 func (b *safeBuffer) count(words string) int { return strings.Count(b.String(), words) }
+
+// somePin returns a pin that differs from those of other n.
+func somePin(n byte) string {
+	return "sha256:" + base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{n}, 32))
+}

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // maxBody bounds a request, in bytes: the largest object is a proxy group of
@@ -49,7 +51,7 @@ type api struct {
 
 func (a *api) routes() []route {
 	list := []route{
-		{method: "GET", path: "/v1/health", answer: "Health", errors: []int{503}, handle: a.health,
+		{method: "GET", path: "/v1/health", answer: "Health", handle: a.health,
 			summary: "Tell whether requests can be served"},
 		{method: "GET", path: "/v1/openapi.json", answer: "Document", handle: a.serveDocument,
 			summary: "Return this document"},
@@ -117,7 +119,7 @@ func (a *api) dispatch(m methods) http.HandlerFunc {
 // health answers whether requests can be served.
 func (a *api) health(w http.ResponseWriter, r *http.Request) {
 	if err := a.db.view(func(*tx) error { return nil }); err != nil {
-		a.fail(w, r, refuse(http.StatusServiceUnavailable, "the database is closed"))
+		a.fail(w, r, err)
 		return
 	}
 	reply(w, Health{"ok"})
@@ -224,6 +226,8 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var long *http.MaxBytesError
 	switch {
 	case errors.As(err, &refused):
+	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+		refused = refuse(http.StatusServiceUnavailable, "admin is ending: try again")
 	case errors.As(err, &long):
 		refused = refuse(http.StatusRequestEntityTooLarge, "the request is longer than %d bytes", long.Limit)
 	default:

@@ -25,10 +25,11 @@ func numRef(field, table string, id int64) ref {
 }
 
 func placeRefs(provider, region string) []ref {
-	return []ref{
-		{"providerCode", "providers", []byte(provider), provider},
-		{"regionCode", "regions", pairKey(provider, []byte(region)), provider + "/" + region},
+	place := ref{"regionCode", "regions", pairKey(provider, []byte(region)), ""}
+	if region != "" {
+		place.text = provider + "/" + region
 	}
+	return []ref{{"providerCode", "providers", []byte(provider), provider}, place}
 }
 
 // first returns the first error, as an error.

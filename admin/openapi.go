@@ -38,7 +38,7 @@ func (r route) status() int {
 
 // refusals are the statuses of all refusals that the document names.
 func (r route) refusals() []int {
-	all := append([]int{http.StatusInternalServerError}, r.errors...)
+	all := append([]int{http.StatusInternalServerError, http.StatusServiceUnavailable}, r.errors...)
 	if len(r.scopes) > 0 {
 		all = append(all, http.StatusUnauthorized, http.StatusForbidden)
 	}

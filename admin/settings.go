@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	bolterrors "go.etcd.io/bbolt/errors"
+
 	"flexfs/internal/ticket"
 )
 
@@ -216,7 +218,8 @@ func (a *api) serveSettings(scope string) http.HandlerFunc {
 			case <-deadline.C:
 				last = true
 			case <-a.db.closed:
-				last = true
+				a.fail(w, r, bolterrors.ErrDatabaseNotOpen)
+				return
 			case <-r.Context().Done():
 				return
 			}

@@ -250,5 +250,5 @@ type ref struct {
 	field string
 	table string
 	key   []byte
-	text  string // the key, for people
+	text  string // the key, for people; "" or "0": not given
 }
