@@ -52,17 +52,28 @@ func (c *Client) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, 
 	}
 	defer resp.Body.Close()
 	switch {
+	case resp.StatusCode == http.StatusOK:
+		data, err := readBody(resp)
+		return store.Clip(data, off, n), err
 	case resp.StatusCode == http.StatusNoContent && part:
 		return nil, nil
 	case resp.StatusCode == http.StatusPartialContent && part:
-		data, err := readBody(resp)
-		if err == nil && n > 0 && int64(len(data)) > n {
-			err = fmt.Errorf("remote: got %d bytes and asked for %d", len(data), n)
-		}
-		return data, err
+		return readPart(resp, off, n)
 	}
+	return nil, fmt.Errorf("remote: HTTP status %d is no answer to a get", resp.StatusCode)
+}
+
+// readPart reads an answer to the request for the n bytes from off.
+func readPart(resp *http.Response, off, n int64) ([]byte, error) {
 	data, err := readBody(resp)
-	return store.Clip(data, off, n), err
+	if err != nil {
+		return nil, err
+	}
+	got := resp.Header.Get("Content-Range")
+	if want := contentRange(off, len(data)); got != want || n >= 0 && int64(len(data)) > n {
+		return nil, fmt.Errorf("remote: asked for %s, got %q of %d bytes", formatRange(off, n), got, len(data))
+	}
+	return data, nil
 }
 
 // head finds out whether a block is there.
@@ -166,13 +177,14 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("remote: %w", err)
 	}
-	if resp.StatusCode/100 == 2 {
+	proxy := resp.Header.Get(headerProxy) == "1"
+	if proxy && resp.StatusCode/100 == 2 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxText)) // what there is of it will do
 	r := &refusal{code: code(resp.Header.Get(headerError)), status: resp.StatusCode, text: strings.TrimSpace(string(text))}
-	if statusOf[r.code] != r.status {
+	if !proxy || statusOf[r.code] != r.status {
 		r.code = ""
 	}
 	return nil, r

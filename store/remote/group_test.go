@@ -310,7 +310,7 @@ func TestTheBucketIsUsedWhileAllGroupsAreGone(t *testing.T) {
 				b.become(fail)
 				w.readAll(10)
 				w.wantChosen(0)
-				time.Sleep(time.Hour)
+				time.Sleep(5 * time.Minute)
 				w.origin.seen()
 				if took := w.readAll(10); took > 0 || w.origin.seen() != 10 {
 					t.Errorf("reads from the bucket took %v", took)
@@ -424,7 +424,7 @@ func TestMembersChangeUnderReads(t *testing.T) {
 						return
 					}
 					took := time.Since(start)
-					time.Sleep(time.Millisecond)
+					time.Sleep(10 * time.Millisecond)
 					mu.Lock()
 					slowest = max(slowest, took)
 					mu.Unlock()

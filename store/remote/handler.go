@@ -89,7 +89,10 @@ func Handler(s Server) http.Handler {
 	mux.HandleFunc("GET "+healthPath, serveHealth)
 	mux.HandleFunc("GET "+statsPath, h.serveStats)
 	mux.HandleFunc("GET "+metricPath, h.serveMetrics)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(headerProxy, "1")
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // NewHTTPServer returns a server for h with the limits that the protocol needs:
@@ -306,7 +309,7 @@ func (h *handler) send(w http.ResponseWriter, r *http.Request, a answer) {
 		header.Set(headerHead, strconv.Itoa(a.head))
 	}
 	if a.part {
-		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", a.off, a.off+int64(size)-1))
+		header.Set("Content-Range", contentRange(a.off, size))
 		w.WriteHeader(http.StatusPartialContent)
 	}
 	for _, part := range a.body {

@@ -26,6 +26,7 @@ const (
 	statsPath  = "/v1/stats"
 	metricPath = "/metrics"
 
+	headerProxy  = "Flexfs-Proxy"       // in every answer: the version of the protocol, "1"
 	headerError  = "Flexfs-Error"       // in a refusal: one of the codes
 	headerCRC    = "Flexfs-Crc32c"      // of the body: 8 hexadecimal digits
 	headerVerify = "Flexfs-Verify"      // "1": see store.WithVerify
@@ -90,7 +91,7 @@ type refusal struct {
 
 func (r *refusal) Error() string {
 	if r.code == "" {
-		return fmt.Sprintf("remote: HTTP status %d, not from a proxy of flexfs: %q", r.status, r.text)
+		return fmt.Sprintf("remote: HTTP status %d, and not from a proxy as we know it: %.100q", r.status, r.text)
 	}
 	return fmt.Sprintf("remote: the proxy refused: %s (%s)", r.text, r.code)
 }
@@ -125,6 +126,12 @@ func formatRange(off, n int64) string {
 		return fmt.Sprintf("bytes=%d-", off)
 	}
 	return fmt.Sprintf("bytes=%d-%d", off, off+n-1)
+}
+
+// contentRange returns the Content-Range header of a part that is size bytes, at
+// least one, from off. How long the block is, is not said: it may not be known.
+func contentRange(off int64, size int) string {
+	return fmt.Sprintf("bytes %d-%d/*", off, off+int64(size)-1)
 }
 
 // parseRange parses what formatRange returns. Other forms of RFC 9110, such as
