@@ -156,6 +156,7 @@ func (s *Store) Put(ctx context.Context, key store.Key, data []byte) error {
 	}
 	if err := os.Rename(tmp, file); err != nil {
 		os.Remove(tmp)
+		s.forget(folder) // perhaps somebody removed it; the next Put makes it again
 		return fmt.Errorf("dir: put: %w", err)
 	}
 	if err := syncPath(folder); err != nil {
@@ -189,6 +190,12 @@ func (s *Store) makeFolder(folder string) error {
 	}
 	s.durable[folder] = true
 	return nil
+}
+
+func (s *Store) forget(folder string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.durable, folder)
 }
 
 // writeSynced writes a new file and syncs it.

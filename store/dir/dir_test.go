@@ -119,3 +119,18 @@ func TestOpenRefusesAPathWithoutParent(t *testing.T) {
 		t.Error("Open made two levels of folders: a disk that is not mounted would be filled in the wrong place")
 	}
 }
+
+func TestAVolumeRemovedByHandCanBeWrittenAgain(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	key := storetest.Key(1)
+	if err := s.Put(t.Context(), key, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(path, key.Volume.String())); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Retry(s, 2, 0).Put(t.Context(), key, nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -3,6 +3,7 @@ package s3
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"testing"
@@ -142,4 +143,26 @@ func TestASlowConnectionDoesNotFail(t *testing.T) {
 			t.Errorf("Read meanwhile: %v", err)
 		}
 	})
+}
+
+// An HTTP client may go on reading a body after the request has failed. By then
+// the bytes are the caller's again.
+func TestAReleasedBodyIsNotRead(t *testing.T) {
+	data := []byte("0123456789")
+	b := newBody(data)
+	p := make([]byte, 4)
+	if n, err := b.Read(p); n != 4 || err != nil || string(p) != "0123" {
+		t.Fatalf("Read: %q, %v", p[:n], err)
+	}
+	if off, err := b.Seek(-2, io.SeekEnd); off != 8 || err != nil {
+		t.Fatalf("Seek: %d, %v", off, err)
+	}
+	if rest, err := io.ReadAll(b); string(rest) != "89" || err != nil {
+		t.Fatalf("the rest is %q, %v", rest, err)
+	}
+	b.Seek(0, io.SeekStart)
+	b.release()
+	if n, err := b.Read(p); n != 0 || !errors.Is(err, errReleased) {
+		t.Errorf("Read after release: %d bytes, %v", n, err)
+	}
 }
