@@ -124,18 +124,18 @@ func TestChangesAreDoneOnceWhateverIsLost(t *testing.T) {
 func loseOne(t *testing.T, fault metatest.Fault, step int) {
 	h := newToy()
 	l := direct(t, h)
-	n := -1
+	var n atomic.Int64
 	dial := metatest.Faulty(l.Dial, func(op meta.Op) metatest.Fault {
-		if n++; n == step {
+		if n.Add(1) == int64(step)+1 {
 			return fault
 		}
 		return metatest.OK
 	})
 	c := meta.NewClient(meta.ClientConfig{Dial: dial, Token: func() string { return "" }})
 	defer c.Close()
-	for c.Connect(t.Context()) != nil {
-		if n > 0 {
-			t.Fatal("Connect failed twice")
+	if err := c.Connect(t.Context()); err != nil {
+		if err := c.Connect(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	}
 	var want []string

@@ -3,6 +3,7 @@ package meta_test
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -242,3 +243,23 @@ func makeName(ctx context.Context, c *meta.Client, name string) error {
 	_, err := c.Do(ctx, &meta.Request{Op: meta.OpMake, Ino: meta.Root, Name: name})
 	return err
 }
+
+// A lockedBuilder takes a log.
+type lockedBuilder struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuilder) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuilder) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *lockedBuilder) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
