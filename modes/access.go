@@ -61,9 +61,9 @@ type Credentials struct {
 	Token     string `json:"token"`
 }
 
-// readCredentials reads a credentials file, which nobody but its owner may
-// be able to read.
-func readCredentials(name string) (Credentials, error) {
+// ReadCredentials reads a credentials file, which nobody but its owner may be
+// able to read.
+func ReadCredentials(name string) (Credentials, error) {
 	var c Credentials
 	info, err := os.Stat(name)
 	if err != nil {
@@ -148,10 +148,10 @@ func (a *accessFlags) resolve(ctx context.Context, say func(string), own, shared
 	if a.credsFile != "" {
 		own = a.credsFile
 	}
-	creds, err := readCredentials(own)
+	creds, err := ReadCredentials(own)
 	missing := errors.Is(err, fs.ErrNotExist) && a.credsFile == ""
 	if missing && shared != own {
-		creds, err = readCredentials(shared)
+		creds, err = ReadCredentials(shared)
 		creds.Token = ""
 	}
 	if err != nil && !(missing && errors.Is(err, fs.ErrNotExist)) {

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"flexfs/admin"
 )
 
 // modeOf returns the mode that the program's name asks for: mount of
@@ -37,8 +39,11 @@ func arrange(root []*cli.Command, args []string) ([]string, error) {
 		path, rest = append(path, c.Name), rest[1:]
 		level = c.Subcommands
 	}
-	if len(path) > 0 && path[0] == "mount" {
+	switch {
+	case len(path) > 0 && path[0] == "mount":
 		flags = expandOptions(flags)
+	case slices.Equal(path, []string{"meta"}) && len(rest) == 0 && !slices.ContainsFunc(flags, isHelp):
+		path = append(path, "serve") // flexfs meta is the service
 	}
 	return slices.Concat(path, flags, []string{"--"}, rest), nil
 }
@@ -66,8 +71,15 @@ func splitFlags(args []string, takesValue map[string]bool) (flags, rest []string
 	return flags, rest, nil
 }
 
+func isHelp(flag string) bool { return flag == "--help" || flag == "-help" || flag == "-h" }
+
+// find returns the command of that name, or nil. Objects are found by their
+// plural and their singular.
 func find(level []*cli.Command, name string) *cli.Command {
-	i := slices.IndexFunc(level, func(c *cli.Command) bool { return c.HasName(name) })
+	table := admin.FindTable(name)
+	i := slices.IndexFunc(level, func(c *cli.Command) bool {
+		return c.Name == name || table != nil && (c.Name == table.Singular || c.Name == table.Name)
+	})
 	if i < 0 {
 		return nil
 	}

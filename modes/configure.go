@@ -3,8 +3,10 @@ package modes
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net/url"
 	"os"
@@ -35,7 +37,7 @@ func configureCommand() *cli.Command {
 		Name:  "configure",
 		Usage: "create, list, show, update and delete what admin keeps",
 		Description: "Without flags, admin's address and the account token are those in ~/.flexfs/credentials.json, which\n" +
-			"flexfs configure init writes. Wherever a volume's id is wanted, its name will do.",
+			"flexfs configure init writes, or those that admin on this machine wrote at its first start. Wherever a volume's id is wanted, its name will do.",
 		Subcommands: []*cli.Command{
 			verb("create", "create an object", verbCommands("create", (*configuring).create)),
 			verb("list", "list the objects of a kind", verbCommands("list", (*configuring).list)),
@@ -56,13 +58,12 @@ func verbCommands(verb string, action func(*configuring, context.Context) error)
 		if verb == "update" && len(flags) == 0 {
 			continue // an association has nothing to change
 		}
-		name, alias := table.Singular, table.Name
+		name := table.Singular
 		if verb == "list" {
-			name, alias = alias, name
+			name = table.Name
 		}
 		list = append(list, &cli.Command{
 			Name:      name,
-			Aliases:   []string{alias},
 			Usage:     table.Doc,
 			ArgsUsage: c.argsUsage(verb),
 			Flags:     append(flags, c.commonFlags()...),
@@ -221,7 +222,11 @@ func (c *configuring) id() ([]string, error) {
 }
 
 func (c *configuring) client(ctx context.Context) (*admin.Client, error) {
-	access, err := c.access.resolve(ctx, c.say, homeFolder("credentials.json"), homeFolder("credentials.json"))
+	own := homeFolder("credentials.json")
+	if _, err := os.Stat(own); errors.Is(err, fs.ErrNotExist) {
+		own = homeFolder("admin", "credentials.json") // admin may be on this machine
+	}
+	access, err := c.access.resolve(ctx, c.say, own, own)
 	if err != nil {
 		return nil, err
 	}

@@ -3,10 +3,33 @@ package modes
 import (
 	"math"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
 )
+
+// minMemory is the least memory for blocks that a mount or a proxy works in:
+// some of the largest to keep, and some under way.
+const minMemory = 64 << 20
+
+// memory returns the bytes that a is of this machine's memory, and refuses a
+// size that is too small to work in.
+func (a Amount) memory() (int64, error) {
+	n := a.Of(machineMemory())
+	if n < minMemory && a.Percent == 0 {
+		return 0, usagef("--memCapacity: %s is less than %s, the least to work in", a, formatSize(minMemory))
+	}
+	return max(n, minMemory), nil
+}
+
+// limitMemory tells the garbage collector to keep the process near capacity,
+// its blocks, and something for the rest. GOMEMLIMIT overrides it.
+func limitMemory(capacity int64) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(capacity + capacity/4 + 64<<20)
+	}
+}
 
 // machineMemory returns the bytes of memory that this process may use: the
 // machine's, or less if a control group says so.

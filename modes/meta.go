@@ -86,11 +86,11 @@ func metaCommand() *cli.Command {
 }
 
 func checkCommand() *cli.Command {
-	folder := homeFolder("admin", "meta")
+	folder := homeFolder("admin")
 	return &cli.Command{
 		Name:  "check",
 		Usage: "verify every invariant of the metadata in a folder; the service must not be running",
-		Flags: []cli.Flag{textFlag(&folder, "dbFolder", "`FOLDER` of the database; admin keeps it in the folder meta of its own")},
+		Flags: []cli.Flag{textFlag(&folder, "dbFolder", "`FOLDER` of the database: the dbFolder of admin or of the service")},
 		Action: func(c *cli.Context) error {
 			if _, err := positional(c); err != nil {
 				return err
@@ -102,6 +102,9 @@ func checkCommand() *cli.Command {
 
 func check(c *cli.Context, folder string) error {
 	dir := filepath.Join(folder, "data")
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		dir = filepath.Join(folder, "meta", "data") // admin's folder
+	}
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("there is no metadata in %s: give --dbFolder", folder)
 	}
@@ -142,6 +145,9 @@ func (m *Meta) Listen() (err error) {
 	}
 	return err
 }
+
+// Reachable returns the host:port that others on this machine reach the service by.
+func (m *Meta) Reachable() string { return reachable(m.ln) }
 
 // Close undoes Listen, for who does not call Serve.
 func (m *Meta) Close() {

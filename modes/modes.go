@@ -142,6 +142,17 @@ func readable(err error) error {
 		name, _, _ = strings.Cut(name, ":")
 		return fmt.Errorf("--%s: %s is neither true nor false", name, value)
 	}
+	if rest, ok := strings.CutPrefix(text, "could not parse "); ok { // an environment variable
+		value, rest, _ := strings.Cut(rest, `" `)
+		if _, rest, ok := strings.Cut(rest, `environment variable "`); ok {
+			name, rest, _ := strings.Cut(rest, `"`)
+			_, why, _ := strings.Cut(rest, ": ")
+			if strings.HasPrefix(why, "strconv.ParseBool") {
+				why = value + `" is neither true nor false`
+			}
+			return fmt.Errorf("environment variable %s: %s", name, why)
+		}
+	}
 	return errors.New(text)
 }
 
@@ -153,9 +164,6 @@ func report(err error, command string, errOut io.Writer) int {
 		return exitOK
 	case errors.As(err, &usage):
 		fmt.Fprintf(errOut, "%s: %v\nTry %q.\n", command, err, command+" --help")
-		return exitUsage
-	case strings.HasPrefix(err.Error(), "could not parse "): // of package cli: an environment variable
-		fmt.Fprintf(errOut, "%s: %v\n", command, err)
 		return exitUsage
 	default:
 		fmt.Fprintf(errOut, "%s: %v\n", command, err)
@@ -184,8 +192,10 @@ type logging struct {
 
 func (l *logging) flags() []cli.Flag {
 	l.format = "auto"
+	verbose := boolFlag(&l.verbose, "verbose", "log each request too").(*cli.BoolFlag)
+	verbose.Aliases = []string{"v"}
 	return []cli.Flag{
-		boolFlag(&l.verbose, "verbose", "log each request too"),
+		verbose,
 		choiceFlag(&l.format, "logFormat", "`FORMAT` of the log: text, json, or auto (text on a terminal)", "auto", "text", "json"),
 	}
 }

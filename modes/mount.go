@@ -24,10 +24,6 @@ import (
 	"flexfs/store/seal"
 )
 
-// minMemory is the least memory that a mount works in: some of the largest
-// blocks for the cache, and some for writing.
-const minMemory = 64 << 20
-
 // Mount is a mounted volume.
 type Mount struct {
 	Admin  Access
@@ -86,7 +82,7 @@ func (m *Mount) Listen(ctx context.Context) (err error) {
 		return err
 	}
 	m.wg.Go(func() { m.feed.follow(background, m.last, m.apply) })
-	m.mounted, err = fuse.Mount(ctx, m.Dir, m.fs)
+	m.mounted, err = m.fs.Mount(ctx, m.Dir)
 	return err
 }
 
@@ -228,17 +224,24 @@ func sameGroup(a, b admin.GroupSettings) bool {
 	return a.ID == b.ID && a.NoSSL == b.NoSSL && a.ProviderCode == b.ProviderCode && a.RegionCode == b.RegionCode && slices.Equal(a.Members, b.Members)
 }
 
+// unmountPatience is how long programs that have files open may go on when the
+// mount is to end.
+const unmountPatience = 20 * time.Second
+
 // Serve waits until ctx is done, and then unmounts; or until somebody else has
 // unmounted. All that was written is in the bucket when it returns nil.
 func (m *Mount) Serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() {
+	ended := make(chan error, 1)
+	go func() { ended <- m.mounted.Wait() }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
 		notifySystemd("STOPPING=1")
-		if err := m.mounted.Unmount(); err != nil {
-			m.Log.Error("unmount", "dir", m.Dir, "err", err)
-		}
-	})
-	defer stop()
-	err := m.mounted.Wait()
+		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountPatience)
+		err = m.mounted.Unmount(within)
+		cancel()
+	}
 	m.close()
 	return err
 }
@@ -273,14 +276,14 @@ func (m *Mount) Chosen() string {
 
 // MountStats are what user.flexfs.stats shows.
 type MountStats struct {
-	Volume  string        `json:"volume"`
-	ID      string        `json:"id"`
-	Dir     string        `json:"dir"`
-	Since   time.Time     `json:"since"`
-	Proxies remote.Status `json:"proxies"`
-	Memory  cache.Stats   `json:"memory"`
-	Disk    *cache.Stats  `json:"disk,omitempty"`
-	Files   any           `json:"files"`
+	Volume  string           `json:"volume"`
+	ID      string           `json:"id"`
+	Dir     string           `json:"dir"`
+	Since   time.Time        `json:"since"`
+	Proxies remote.Status    `json:"proxies"`
+	Memory  cache.Stats      `json:"memory"`
+	Disk    *cache.Stats     `json:"disk,omitempty"`
+	Files   map[string]int64 `json:"files"`
 }
 
 // Stats returns what the mount did since its start.
@@ -288,7 +291,7 @@ func (m *Mount) Stats() MountStats {
 	s := m.settings.Load()
 	stats := MountStats{
 		Volume: s.Volume.Name, ID: s.Volume.ID, Dir: m.Dir, Since: m.started,
-		Proxies: m.group.Status(), Memory: m.mem.Stats(), Files: m.fs.Stats(),
+		Proxies: m.group.Status(), Memory: m.mem.Stats(), Files: counters(m.fs.Stats()),
 	}
 	if m.disk != nil {
 		d := m.disk.Stats()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -74,20 +73,15 @@ func (m *mounting) run(c *cli.Context) error {
 	if m.Dir, err = filepath.Abs(args[1]); err != nil {
 		return err
 	}
-	if m.MemCapacity = m.memory.Of(machineMemory()); m.MemCapacity < minMemory {
-		if m.memory.Percent == 0 {
-			return usagef("--memCapacity: %s is less than %s, the least that a mount works in", formatSize(m.MemCapacity), formatSize(minMemory))
-		}
-		m.MemCapacity = minMemory
+	if m.MemCapacity, err = m.memory.memory(); err != nil {
+		return err
 	}
 	r := newReporter(c.App.ErrWriter)
 	if !m.foreground && r.background == nil && os.Getenv("NOTIFY_SOCKET") == "" {
 		return m.startBackground(c)
 	}
 	m.Log = m.log.logger(c.App.ErrWriter)
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(m.MemCapacity + m.MemCapacity/4 + 64<<20) // the rest of the program needs some, too
-	}
+	limitMemory(m.MemCapacity)
 	return r.fail(m.serve(c.Context, r))
 }
 

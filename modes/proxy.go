@@ -27,6 +27,7 @@ type Proxy struct {
 	Address     string // host:port as the group lists it; "": from Addr
 	DiskFolder  string // for blocks
 	DiskQuota   cache.Quota
+	MemCapacity int64  // bytes of memory for blocks, half to keep, half in requests
 	StateFolder string // for the certificate and the last settings
 	NoSSL       bool   // plain HTTP, for trusted networks; must be what the group says
 	SSLCert     string // files; "": a certificate is made
@@ -37,12 +38,14 @@ type Proxy struct {
 	source  *tlspin.Source
 	ln      net.Listener
 	disk    *cache.Disk
+	mem     *cache.Mem
 	tickets ticketKeys
 	origins origins
 }
 
 func proxyCommand() *cli.Command {
 	p := &Proxy{Addr: "0.0.0.0:443", DiskFolder: "/cache", DiskQuota: cache.Quota{Percent: 90}, StateFolder: homeFolder("proxy")}
+	memory := Amount{Percent: 20}
 	var l logging
 	var access accessFlags
 	return &cli.Command{
@@ -53,6 +56,7 @@ func proxyCommand() *cli.Command {
 			textFlag(&p.Address, "address", "`ADDRESS` host:port as it is in the group; else the machine's name and bindAddr's port"),
 			textFlag(&p.DiskFolder, "diskFolder", "`FOLDER` for blocks, on a fast disk"),
 			quotaFlag(&p.DiskQuota, "diskQuota", "`SIZE` that blocks may take, or the share of the disk: 500GiB, 90%"),
+			amountFlag(&memory, "memCapacity", "`SIZE` of memory for blocks, or the share of the machine's: 2GiB, 20%"),
 			textFlag(&p.StateFolder, "stateFolder", "`FOLDER` of the certificate and the last settings"),
 			boolFlag(&p.NoSSL, "noSSL", "serve plain HTTP; the group must say so too"),
 			textFlag(&p.SSLCert, "sslCert", "`FILE` with the certificate, PEM; else one is made"),
@@ -62,6 +66,10 @@ func proxyCommand() *cli.Command {
 			if _, err := positional(c); err != nil {
 				return err
 			}
+			if p.MemCapacity, err = memory.memory(); err != nil {
+				return err
+			}
+			limitMemory(p.MemCapacity)
 			p.Log = l.logger(c.App.ErrWriter)
 			say := func(text string) { p.Log.Warn(text) }
 			if p.Admin, err = access.resolve(c.Context, say, homeFolder("proxy", "credentials.json"), homeFolder("credentials.json")); err != nil {
@@ -78,13 +86,28 @@ func (p *Proxy) Listen() (err error) {
 	if p.disk, err = openDisk(&p.origins, p.DiskFolder, p.DiskQuota, true, p.Log); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if p.mem, err = cache.NewMem(p.disk, max(p.MemCapacity, minMemory)/2); err != nil {
+		return err
+	}
 	if p.source, err = (identity{p.NoSSL, p.SSLCert, p.SSLKey}).source(p.StateFolder, p.Log); err == nil {
 		p.ln, err = listen(p.Addr)
 	}
-	if err != nil {
-		p.disk.Close()
-	}
 	return err
+}
+
+func (p *Proxy) close() error {
+	if p.ln != nil {
+		p.ln.Close()
+	}
+	if p.mem != nil {
+		p.mem.Close()
+	}
+	return p.disk.Close()
 }
 
 // openDisk opens a cache of sealed blocks in folder. whole: a miss fetches the
@@ -103,8 +126,7 @@ func (p *Proxy) URL() string {
 
 // Serve answers until ctx is done, then lets requests finish.
 func (p *Proxy) Serve(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, p.disk.Close()) }()
-	defer p.ln.Close()
+	defer func() { err = errors.Join(err, p.close()) }()
 	p.client = p.Admin.Client()
 	settings := feed[admin.ProxySettings]{p.client, filepath.Join(p.StateFolder, "settings.json"), p.Log}
 	last, err := settings.first(ctx)
@@ -169,11 +191,27 @@ func (p *Proxy) serve(ctx context.Context) error {
 			if err := p.origins.known(volume); err != nil {
 				return nil, err
 			}
-			return p.disk, nil
+			return tiers{p.mem, p.disk}, nil
 		},
-		Verify:  seal.Verify,
-		Metrics: func() []remote.Metric { return cacheMetrics("flexfs_proxy_disk_", p.disk.Stats()) },
-		Log:     p.Log,
+		Verify:      seal.Verify,
+		Metrics:     p.metrics,
+		MaxRequests: int(min(max(p.MemCapacity/2/(store.MaxBlock+seal.MaxHead), 16), 1024)),
+		Log:         p.Log,
 	}), p.Log)
 	return runHTTP(ctx, srv, p.ln, p.source)
+}
+
+func (p *Proxy) metrics() []remote.Metric {
+	return append(cacheMetrics("flexfs_proxy_disk_", p.disk.Stats()), cacheMetrics("flexfs_proxy_memory_", p.mem.Stats())...)
+}
+
+// tiers are memory before disk. Memory holds whole blocks; a few frames are
+// better read from the disk than a whole block brought into memory for them.
+type tiers struct {
+	*cache.Mem
+	disk *cache.Disk
+}
+
+func (t tiers) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
+	return t.disk.GetFrames(ctx, key, off, n)
 }

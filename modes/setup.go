@@ -100,7 +100,7 @@ func groupFile(group int) string { return fmt.Sprintf("proxy-group-%d.json", gro
 // credentials writes the credentials file of a program, with admin as in the
 // operator's.
 func (u *Up) credentials(name, token string) error {
-	creds, err := readCredentials(u.file("admin", "credentials.json"))
+	creds, err := ReadCredentials(u.file("admin", "credentials.json"))
 	if err != nil {
 		return err
 	}

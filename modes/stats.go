@@ -4,10 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
+	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 )
@@ -79,19 +84,28 @@ func printStats(c *cli.Context, s MountStats) error {
 	if s.Disk != nil {
 		fmt.Fprintf(w, "disk: %s of %s, %s\n", roundSize(s.Disk.Bytes), roundSize(s.Disk.Limit), hitRate(s.Disk.Hits, s.Disk.Misses))
 	}
-	files, ok := s.Files.(map[string]any)
-	if !ok {
-		return nil
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, name := range slices.Sorted(maps.Keys(s.Files)) {
+		n := fmt.Sprint(s.Files[name])
+		if strings.HasSuffix(name, "Bytes") {
+			n = roundSize(s.Files[name])
+		}
+		fmt.Fprintf(tw, "%s\t%s\n", spaced(name), n)
 	}
-	var names []string
-	for name := range files {
-		names = append(names, name)
+	return tw.Flush()
+}
+
+// counters returns the fields of a struct of counters by name, as in JSON.
+func counters(stats any) map[string]int64 {
+	v := reflect.ValueOf(stats).Elem()
+	all := map[string]int64{}
+	for i := range v.NumField() {
+		if n, ok := v.Field(i).Addr().Interface().(*atomic.Int64); ok {
+			name := v.Type().Field(i).Name
+			all[strings.ToLower(name[:1])+name[1:]] = n.Load()
+		}
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		fmt.Fprintf(w, "%s: %v\n", spaced(name), files[name])
-	}
-	return nil
+	return all
 }
 
 func hitRate(hits, misses int64) string {

@@ -263,7 +263,7 @@ func (u *Up) startAdmin(ctx context.Context) (*admin.Client, error) {
 	}
 	var creds Credentials
 	err = waitUntil(ctx, c, func() (err error) {
-		creds, err = readCredentials(u.file("admin", "credentials.json"))
+		creds, err = ReadCredentials(u.file("admin", "credentials.json"))
 		return err
 	})
 	if err != nil {
@@ -439,7 +439,7 @@ func (u *Up) hints() string {
 	}
 	program := filepath.Base(u.Program)
 	fmt.Fprintf(&b, "\nTry, in another terminal:\n")
-	fmt.Fprintf(&b, "  cp -r /usr/share/doc %s\n", u.Dir)
+	fmt.Fprintf(&b, "  cp -r . %s && ls -l %[1]s\n", u.Dir)
 	fmt.Fprintf(&b, "  %s stats %s\n", program, u.Dir)
 	fmt.Fprintf(&b, "  export FLEXFS_CREDS_FILE=%s\n", u.file("admin", "credentials.json"))
 	fmt.Fprintf(&b, "  %s configure list proxy-groups\n", program)
