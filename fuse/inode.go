@@ -23,6 +23,7 @@ type inode struct {
 	opens   int       // open files
 	told    bool      // the service was told that it is in use
 	locks   []meta.Lock
+	owners  map[uint64]uint64   // of range locks, and the open file that each used last
 	names   map[string]meta.Ino // of a directory: entries known, 0 is absent
 	parent  meta.Ino            // where it was found last
 	name    string

@@ -49,6 +49,12 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	}
 	in.mu.Lock()
 	in.locks = applyLock(in.locks, lock)
+	if !op.Flock {
+		if in.owners == nil {
+			in.owners = map[uint64]uint64{}
+		}
+		in.owners[op.Owner] = uint64(op.Handle)
+	}
 	in.mu.Unlock()
 	return nil
 }
@@ -97,6 +103,36 @@ func (c *call) unlock(in *inode, lock meta.Lock) error {
 // unlockAll releases all locks of an owner.
 func (c *call) unlockAll(in *inode, owner uint64, flock bool) error {
 	return c.unlock(in, meta.Lock{Owner: owner, Flock: flock, End: lockEnd})
+}
+
+// flushLocks releases the fcntl(2) locks of a process that closed the file.
+func (c *call) flushLocks(in *inode, owner uint64) error {
+	in.mu.Lock()
+	delete(in.owners, owner)
+	in.mu.Unlock()
+	return c.unlockAll(in, owner, false)
+}
+
+// releaseLocks releases range locks that are left when an open file is closed
+// for the last time: those that belong to the open file and not to a process.
+// The kernel does not name their owner then.
+func (c *call) releaseLocks(in *inode, handle uint64) error {
+	var owners []uint64
+	in.mu.Lock()
+	for owner, h := range in.owners {
+		if h == handle {
+			owners = append(owners, owner)
+			delete(in.owners, owner)
+		}
+	}
+	in.mu.Unlock()
+	var first error
+	for _, owner := range owners {
+		if err := c.unlockAll(in, owner, false); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 func sameOwner(a, b *meta.Lock) bool { return a.Owner == b.Owner && a.Flock == b.Flock }

@@ -97,7 +97,7 @@ func (in *inode) tryOpen(fs *FS) bool {
 func (c *call) flushFile(op *fuseops.FlushFileOp) error {
 	in := c.fs.node(op.Inode)
 	err := c.sync(in)
-	if e := c.unlockAll(in, op.LockOwner, false); err == nil {
+	if e := c.flushLocks(in, op.LockOwner); err == nil {
 		err = e
 	}
 	return err
@@ -132,9 +132,11 @@ func (c *call) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 		return syscall.EBADF
 	}
 	h.stream.close()
-	var err error
+	err := c.releaseLocks(h.in, uint64(op.Handle))
 	if op.FlockUnlock {
-		err = c.unlockAll(h.in, op.LockOwner, true)
+		if e := c.unlockAll(h.in, op.LockOwner, true); err == nil {
+			err = e
+		}
 	}
 	fs.closed(h.in)
 	return err
