@@ -51,6 +51,7 @@ func openTemp(t *testing.T) *DB {
 	if err != nil {
 		t.Fatal(err)
 	}
+	db.bolt.NoSync = true // what the disk keeps is not what these tests are about
 	t.Cleanup(func() {
 		if err := db.view((*tx).verify); err != nil && !errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 			t.Errorf("the database is not sound after the test: %v", err)

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,13 +58,13 @@ func TestAListingIsInTheOrderOfKeys(t *testing.T) {
 // flaky is a network that can be down.
 type flaky struct {
 	*bench
-	down  bool
-	calls int
+	down  atomic.Bool
+	calls atomic.Int64
 }
 
 func (f *flaky) RoundTrip(r *http.Request) (*http.Response, error) {
-	f.calls++
-	if f.down {
+	f.calls.Add(1)
+	if f.down.Load() {
 		return nil, errors.New("connection refused")
 	}
 	return f.bench.RoundTrip(r)
@@ -102,13 +103,13 @@ func TestFollowAppliesChangesAtOnceAndSurvivesAdmin(t *testing.T) {
 			t.Errorf("change: %+v after %v", f, time.Since(start))
 		}
 		// Away and back.
-		net.down = true
+		net.down.Store(true)
 		time.Sleep(2 * time.Minute)
 		for len(applied) > 0 {
 			<-applied
 		}
 		update[Volume](s.bench, map[string]any{"notes": "two"}, "my-volume")
-		net.down = false
+		net.down.Store(false)
 		start = time.Now()
 		if f := <-applied; f.Settings.Volume.Notes != "two" || time.Since(start) > 11*time.Second {
 			t.Errorf("back: %+v after %v", f, time.Since(start))
@@ -118,8 +119,8 @@ func TestFollowAppliesChangesAtOnceAndSurvivesAdmin(t *testing.T) {
 		}
 		cancel()
 		<-done
-		if net.calls > 30 {
-			t.Errorf("%d requests in some three minutes", net.calls)
+		if n := net.calls.Load(); n > 30 {
+			t.Errorf("%d requests in some three minutes", n)
 		}
 	})
 }

@@ -215,7 +215,7 @@ func TestADatabaseWithAnyDamagedPageOpensSoundOrNotAtAll(t *testing.T) {
 	data := smallDB(t)
 	path := filepath.Join(t.TempDir(), "admin.db")
 	refused := 0
-	for at := 0; at < len(data); at += 256 {
+	for at := 0; at < len(data); at += 512 {
 		for _, damage := range []func(b []byte){
 			func(b []byte) { b[0] ^= 0xff },
 			func(b []byte) { clear(b[:min(len(b), 64)]) },

@@ -159,12 +159,14 @@ func TestARequestWaitsForAChangeOfItsSettings(t *testing.T) {
 		s := newSite(t)
 		tag := poll(s.bench, s.token.Token, "/v1/settings/mount", "").Header().Get("ETag")
 		start := time.Now()
-		go func() {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
 			time.Sleep(5 * time.Second) // of no interest to the mount
 			create[Provider](s.bench, map[string]any{"code": "minio"})
 			time.Sleep(5 * time.Second)
 			update[ProxyGroup](s.bench, map[string]any{"addresses": []string{"proxy3:443"}}, 1)
-		}()
+		})
 		rec := poll(s.bench, s.token.Token, "/v1/settings/mount?wait=30s", tag)
 		if took := time.Since(start); took != 10*time.Second || rec.Code != http.StatusOK || !strings.Contains(rec.Body.String(), "proxy3:443") {
 			t.Errorf("answered after %v with %d %s, want the change after 10 s", took, rec.Code, rec.Body)
@@ -203,12 +205,14 @@ func TestATokenThatEndsWhileItsBearerWaitsIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t)
 		tag := poll(s.bench, s.token.Token, "/v1/settings/mount", "").Header().Get("ETag")
-		go func() {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
 			time.Sleep(time.Second)
 			if err := Delete[VolumeToken](t.Context(), s.account, "1"); err != nil {
 				t.Error(err)
 			}
-		}()
+		})
 		start := time.Now()
 		rec := poll(s.bench, s.token.Token, "/v1/settings/mount?wait=30s", tag)
 		if took := time.Since(start); took != time.Second || rec.Code != http.StatusUnauthorized {
