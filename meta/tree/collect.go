@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"flexfs/meta"
@@ -16,6 +17,11 @@ import (
 // more, until ctx is done or the engine fails, whose error it returns then: the
 // process should end.
 func (srv *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { srv.collectAll(ctx) })
 	tick := time.NewTicker(min(srv.cfg.Lease/4, time.Second))
 	defer tick.Stop()
 	for {
@@ -27,9 +33,28 @@ func (srv *Server) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		srv.expire()
-		if time.Since(srv.start) > srv.cfg.Lease*9/8 {
-			srv.collect(ctx)
+		for _, v := range srv.list() {
+			for _, s := range v.full() {
+				wg.Go(func() { v.trim(ctx, s) })
+			}
 		}
+	}
+}
+
+// collectAll collects from time to time. It starts when those who were there
+// before the server have had their time to say what they have in use.
+func (srv *Server) collectAll(ctx context.Context) {
+	pause := srv.cfg.Lease * 9 / 8
+	for {
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		srv.collect(ctx)
+		pause = time.Second
 	}
 }
 

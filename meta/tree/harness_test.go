@@ -270,3 +270,20 @@ func (c *client) names(dir meta.Ino) string {
 	}
 	return fmt.Sprint(names)
 }
+
+// count returns how many records of a kind the engine has.
+func (w *world) count(t testing.TB, table byte) int {
+	t.Helper()
+	n := 0
+	err := w.engine.View(context.Background(), func(r engine.Reader) error {
+		prefix := []byte{0, 0, 0, 1, table}
+		return r.Scan(prefix, after(prefix), false, func(_, _ []byte) (bool, error) {
+			n++
+			return true, nil
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return n
+}

@@ -58,7 +58,7 @@ func (v *volume) tell(s *session, invals []meta.Inval, orphans []meta.Ino) error
 	var failed error
 	for other, list := range tasks {
 		wg.Go(func() {
-			inUse := v.callBack(other, list)
+			inUse := v.callBack(context.Background(), other, list)
 			inUse = slices.DeleteFunc(inUse, func(ino meta.Ino) bool { return !slices.Contains(orphans, ino) })
 			if err := v.keepOpen(context.Background(), other, inUse); err != nil {
 				mu.Lock()
@@ -103,15 +103,15 @@ func (s *session) returned() bool {
 }
 
 // callBack tells one session what it must no longer believe, over whatever
-// connection it has, until it has answered or its lease has ended. It returns
-// which of the inodes the session has in use.
-func (v *volume) callBack(s *session, invals []meta.Inval) []meta.Ino {
+// connection it has, until it has answered or its lease, or ctx, has ended. It
+// returns which of the inodes the session has in use.
+func (v *volume) callBack(ctx context.Context, s *session, invals []meta.Inval) []meta.Ino {
 	req := &meta.Request{Op: meta.OpInval, Invals: s.outInvals(invals)}
 	for {
 		s.mu.Lock()
 		conn, changed, ended, fresh := s.conn, s.changed, s.ended, s.fresh
 		s.mu.Unlock()
-		if ended {
+		if ended || ctx.Err() != nil {
 			return nil
 		}
 		wait := time.Until(s.leaseEnd())
@@ -123,8 +123,8 @@ func (v *volume) callBack(s *session, invals []meta.Inval) []meta.Ino {
 			pause(wait, changed)
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), wait)
-		reply, err := conn.Push(ctx, req)
+		pushing, cancel := context.WithTimeout(ctx, wait)
+		reply, err := conn.Push(pushing, req)
 		cancel()
 		if err == nil && reply.Errno == 0 {
 			return v.answered(s, invals, reply)
@@ -176,6 +176,44 @@ func (v *volume) lapse(s *session) {
 	if err := v.end(s, "its lease ended"); err != nil {
 		v.srv.cfg.Log.Error("ending a session failed", "session", s.id, "err", err)
 	}
+}
+
+// trimStep bounds the inodes of one call-back that makes room.
+const trimStep = 1000
+
+// full returns the sessions that hold nearly as much as they may, and marks
+// them as being trimmed.
+func (v *volume) full() []*session {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var full []*session
+	for _, s := range v.sessions {
+		if !s.trimming && len(s.holds) > v.srv.cfg.MaxHeld/4*3 {
+			s.trimming = true
+			full = append(full, s)
+		}
+	}
+	return full
+}
+
+// trim asks a session to forget some of what it holds, so that it may cache
+// other things.
+func (v *volume) trim(ctx context.Context, s *session) {
+	v.mu.Lock()
+	var some []meta.Inval
+	for ino := range s.holds {
+		if len(some) >= max(len(s.holds)/4, 1) {
+			break
+		}
+		some = append(some, meta.Inval{Ino: ino, Attr: true, Data: true, Entries: true})
+	}
+	v.mu.Unlock()
+	for step := range slices.Chunk(some, trimStep) {
+		v.callBack(ctx, s, step)
+	}
+	v.mu.Lock()
+	s.trimming = false
+	v.mu.Unlock()
 }
 
 // keepOpen notes durably which unlinked inodes a session has in use.

@@ -1,0 +1,381 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flexfs/meta"
+)
+
+// run runs the server until the test ends.
+func (w *world) run(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- w.srv.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+func TestHoldersAreToldBeforeAChangeIsAcknowledged(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		req  func(f, d meta.Ino) *meta.Request
+		want func(f, d meta.Ino) []meta.Inval
+	}{
+		{"make", func(f, d meta.Ino) *meta.Request {
+			return &meta.Request{Op: meta.OpMake, Ino: d, Name: "n", Mode: reg}
+		}, func(f, d meta.Ino) []meta.Inval { return []meta.Inval{{Ino: d, Attr: true, Names: []string{"n"}}} }},
+		{"unlink", func(f, d meta.Ino) *meta.Request { return on(meta.OpUnlink, d, "f") },
+			func(f, d meta.Ino) []meta.Inval {
+				return []meta.Inval{{Ino: d, Attr: true, Names: []string{"f"}}, {Ino: f, Attr: true}}
+			}},
+		{"chmod", func(f, d meta.Ino) *meta.Request {
+			return &meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode}
+		}, func(f, d meta.Ino) []meta.Inval { return []meta.Inval{{Ino: f, Attr: true}} }},
+		{"truncate", func(f, d meta.Ino) *meta.Request {
+			return &meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetSize}
+		}, func(f, d meta.Ino) []meta.Inval { return []meta.Inval{{Ino: f, Attr: true, Data: true}} }},
+		{"commit", func(f, d meta.Ino) *meta.Request { return on(meta.OpCommit, f, "") },
+			func(f, d meta.Ino) []meta.Inval { return []meta.Inval{{Ino: f, Attr: true, Data: true}} }},
+		{"setxattr", func(f, d meta.Ino) *meta.Request { return on(meta.OpSetxattr, f, "user.a") },
+			func(f, d meta.Ino) []meta.Inval { return []meta.Inval{{Ino: f, Attr: true}} }},
+		{"rename", func(f, d meta.Ino) *meta.Request { return renaming(d, "f", d, "g", 0) },
+			func(f, d meta.Ino) []meta.Inval {
+				return []meta.Inval{
+					{Ino: d, Attr: true, Names: []string{"f"}}, {Ino: d, Attr: true, Names: []string{"g"}}, {Ino: f, Attr: true}}
+			}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			a, b, stranger := w.hello("rw:"), w.hello("rw:"), w.hello("rw:")
+			d := a.dir(meta.Root, "d")
+			f := a.file(d, "f")
+			b.ok(on(meta.OpLookup, d, "f"))
+			b.conn.told()
+			a.ok(tc.req(f, d))
+			if got, want := fmt.Sprint(b.conn.told()), fmt.Sprint(tc.want(f, d)); got != want {
+				t.Errorf("told %s, want %s", got, want)
+			}
+			if got := stranger.conn.told(); got != nil {
+				t.Errorf("one who knew nothing was told %v", got)
+			}
+			if got := a.conn.told(); got != nil {
+				t.Errorf("the one who did it was told %v", got)
+			}
+		})
+	}
+}
+
+func TestWhoDroppedAllThatItHadIsNotToldAgain(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.hello("rw:"), w.hello("rw:")
+	f := a.file(meta.Root, "f")
+	b.attr(f)
+	for _, want := range []int{1, 0} {
+		a.write(f, 0, 1)
+		if got := len(b.conn.told()); got != want {
+			t.Errorf("told %d times, want %d", got, want)
+		}
+	}
+	b.attr(f)
+	b.conn.inuse[f] = true
+	for range 2 {
+		a.write(f, 0, 1)
+		if got := len(b.conn.told()); got != 1 {
+			t.Errorf("one who has it open was told %d times, want 1", got)
+		}
+	}
+}
+
+func TestAbsenceIsHeldToo(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.hello("rw:"), w.hello("rw:")
+	if r := b.do(on(meta.OpLookup, meta.Root, "f")); r.Errno != syscall.ENOENT || !r.Cache {
+		t.Errorf("lookup of nothing: %+v", r)
+	}
+	a.file(meta.Root, "f")
+	if got := b.conn.told(); len(got) != 1 || !slices.Contains(got[0].Names, "f") {
+		t.Errorf("told %+v", got)
+	}
+}
+
+func TestADeadHolderDelaysAChangeByItsLeaseAtMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		b.attr(f)
+		b.conn.push = func(ctx context.Context, _ *meta.Request) (*meta.Reply, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		stop := a.pinging(t)
+		defer stop()
+		start := time.Now()
+		a.write(f, 0, 1)
+		if d := time.Since(start); d < 9*time.Second || d > 12*time.Second {
+			t.Errorf("the change took %v, a lease is 10 s", d)
+		}
+		if r := b.resume(&meta.Request{}); r.Errno != syscall.ESTALE {
+			t.Errorf("resume after the lease: %v", r.Errno)
+		}
+	})
+}
+
+// pinging keeps a client's lease.
+func (c *client) pinging(t *testing.T) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			c.w.srv.ServeMeta(ctx, c.conn, &meta.Request{Op: meta.OpPing})
+			select {
+			case <-time.After(3 * time.Second):
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+func TestAHolderThatReconnectsIsToldOverItsNewConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		b.attr(f)
+		b.conn.push = func(context.Context, *meta.Request) (*meta.Reply, error) { return nil, errors.New("broken") }
+		done := make(chan *meta.Reply)
+		go func() { done <- a.do(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode}) }()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		w.srv.Closed(b.conn)
+		select {
+		case <-done:
+			t.Fatal("acknowledged before the holder was told")
+		default:
+		}
+		if r := b.resume(&meta.Request{}); r.Errno != 0 || !r.Cache {
+			t.Errorf("resume: %+v", r)
+		}
+		<-done
+		if got := b.conn.told(); len(got) != 1 || got[0].Ino != f {
+			t.Errorf("told %+v", got)
+		}
+	})
+}
+
+func TestAfterARestartChangesWaitForThoseWhoMayHaveCached(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		b.attr(f)
+		w.start()
+		w.run(t)
+		a.resume(&meta.Request{})
+		done := make(chan *meta.Reply)
+		go func() { done <- a.do(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode}) }()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("acknowledged before the others were back")
+		default:
+		}
+		if r := b.resume(&meta.Request{}); r.Cache {
+			t.Error("a new server says that it knows what was cached before")
+		}
+		<-done
+	})
+}
+
+func TestReadsAreNotDelayedByACallBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		b.attr(f)
+		asked := make(chan meta.Attr, 1)
+		b.conn.push = func(context.Context, *meta.Request) (*meta.Reply, error) {
+			asked <- b.attr(f)
+			return &meta.Reply{}, nil
+		}
+		a.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode, Attr: meta.Attr{Mode: 0o600}})
+		if got := <-asked; got.Mode&permMask != 0o600 {
+			t.Errorf("mode %o", got.Mode)
+		}
+	})
+}
+
+func TestUnlinkedFilesLiveAsLongAsTheyAreInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		a.write(f, 0, 2*refsPerRecord+1)
+		b.attr(f)
+		b.conn.inuse[f] = true
+		a.ok(on(meta.OpUnlink, meta.Root, "f"))
+		a.ok(&meta.Request{Op: meta.OpClose, Inos: []meta.Ino{f}})
+		defer a.pinging(t)()
+		stop := b.pinging(t)
+		defer func() { stop() }()
+		time.Sleep(time.Hour)
+		if got := b.attr(f); got.Nlink != 0 {
+			t.Errorf("%+v", got)
+		}
+		w.check()
+		stop()
+		time.Sleep(30 * time.Minute) // b's session ends
+		a.refused(syscall.ENOENT, on(meta.OpGetattr, f, ""))
+		if n := w.deletes(); n != 2*refsPerRecord+1 {
+			t.Errorf("%d blocks were deleted", n)
+		}
+	})
+}
+
+func (w *world) deletes() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.deleted)
+}
+
+func TestUseOfUnlinkedFilesSurvivesARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f, g := a.file(meta.Root, "f"), a.file(meta.Root, "g")
+		b.attr(f)
+		b.conn.inuse[f] = true
+		a.ok(on(meta.OpUnlink, meta.Root, "f"))
+		a.ok(on(meta.OpUnlink, meta.Root, "g"))
+		a.ok(&meta.Request{Op: meta.OpClose, Inos: []meta.Ino{f, g}})
+		w.crash(0, 1)
+		w.run(t)
+		a.resume(&meta.Request{})
+		b.resume(&meta.Request{Inos: []meta.Ino{f}})
+		defer a.pinging(t)()
+		defer b.pinging(t)()
+		time.Sleep(time.Hour)
+		b.attr(f)
+		b.refused(syscall.ENOENT, on(meta.OpGetattr, g, ""))
+	})
+}
+
+func TestReplacedBlocksAreDeletedWhenNobodyReadsThemAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(t)
+		c := w.hello("rw:")
+		defer c.pinging(t)()
+		f := c.file(meta.Root, "f")
+		c.write(f, 0, 3)
+		c.write(f, 0, 2)
+		time.Sleep(9 * time.Minute)
+		if n := w.deletes(); n != 0 {
+			t.Errorf("%d blocks were deleted too early", n)
+		}
+		time.Sleep(2 * time.Minute)
+		if n := w.deletes(); n != 2 {
+			t.Errorf("%d blocks were deleted, want 2", n)
+		}
+	})
+}
+
+func TestHistoryTellsThePastAndIsForgottenInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.config.Retention = 24 * time.Hour
+		w.run(t)
+		c := w.hello("rw:")
+		defer c.pinging(t)()
+		f := c.file(meta.Root, "f")
+		c.write(f, 0, 1)
+		if n := w.count(t, tableHistory); n == 0 {
+			t.Error("there is no history")
+		}
+		c.ok(on(meta.OpUnlink, meta.Root, "f"))
+		c.ok(&meta.Request{Op: meta.OpClose, Inos: []meta.Ino{f}})
+		time.Sleep(23 * time.Hour)
+		if n := w.deletes(); n != 0 {
+			t.Errorf("%d blocks of the past were deleted", n)
+		}
+		time.Sleep(2 * time.Hour)
+		for _, table := range []byte{tableHistory, tableDelayed} {
+			if n := w.count(t, table); n != 0 {
+				t.Errorf("%d records of table %c are left", n, table)
+			}
+		}
+	})
+}
+
+func TestASessionMayCacheSoMuchAndIsAskedToForget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.maxHeld = 100
+		w.start()
+		w.run(t)
+		c := w.hello("rw:")
+		defer c.pinging(t)()
+		var last *meta.Reply
+		for i := range 150 {
+			f := c.file(meta.Root, fmt.Sprint(i))
+			last = c.ok(on(meta.OpGetattr, f, ""))
+		}
+		if last.Cache {
+			t.Error("more than the limit may be cached")
+		}
+		time.Sleep(time.Minute)
+		if len(c.conn.told()) == 0 {
+			t.Error("nothing was called back")
+		}
+		if !c.ok(on(meta.OpLookup, meta.Root, "149")).Cache {
+			t.Error("nothing more may be cached")
+		}
+	})
+}
+
+func TestAByeEndsTheSession(t *testing.T) {
+	w := newWorld(t)
+	c := w.hello("rw:")
+	f := c.file(meta.Root, "f")
+	c.ok(on(meta.OpUnlink, meta.Root, "f"))
+	c.ok(&meta.Request{Op: meta.OpBye})
+	if n := w.count(t, tableSession); n != 0 {
+		t.Errorf("%d records of the session are left", n)
+	}
+	if r := c.do(on(meta.OpGetattr, f, "")); r.Errno != syscall.ENOTCONN {
+		t.Errorf("a request after bye: %v", r.Errno)
+	}
+	if r := c.resume(&meta.Request{}); r.Errno != syscall.ESTALE {
+		t.Errorf("resume after bye: %v", r.Errno)
+	}
+}
+
+func TestAnUnlinkedFileInUseCanGetANameAgain(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.hello("rw:"), w.hello("rw:")
+	f := a.file(meta.Root, "tmp")
+	a.write(f, 0, 1)
+	a.ok(on(meta.OpUnlink, meta.Root, "tmp"))
+	b.refused(syscall.ENOENT, &meta.Request{Op: meta.OpLink, Ino: f, Ino2: meta.Root, Name: "x"})
+	a.ok(&meta.Request{Op: meta.OpLink, Ino: f, Ino2: meta.Root, Name: "x"})
+	if got := b.ok(on(meta.OpLookup, meta.Root, "x")).Attr; got.Nlink != 1 || got.Bytes != testBlockSize {
+		t.Errorf("%+v", got)
+	}
+}
