@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -135,6 +136,8 @@ func runHTTP(ctx context.Context, srv *http.Server, ln net.Listener, src *tlspin
 	if src != nil {
 		ln = tls.NewListener(ln, src.ServerConfig())
 	}
+	var silent silentConns
+	srv.ConnState = silent.note
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	select {
@@ -142,6 +145,7 @@ func runHTTP(ctx context.Context, srv *http.Server, ln net.Listener, src *tlspin
 		return err
 	case <-ctx.Done():
 	}
+	silent.close()
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := srv.Shutdown(within); err != nil {
@@ -149,6 +153,39 @@ func runHTTP(ctx context.Context, srv *http.Server, ln net.Listener, src *tlspin
 	}
 	<-done
 	return nil
+}
+
+// silentConns are the connections of a server on which no request came yet.
+// Clients keep such in reserve, and http.Server.Shutdown would wait for them.
+type silentConns struct {
+	mu     sync.Mutex
+	all    map[net.Conn]struct{}
+	closed bool
+}
+
+func (s *silentConns) note(conn net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case state != http.StateNew:
+		delete(s.all, conn)
+	case s.closed:
+		conn.Close()
+	default:
+		if s.all == nil {
+			s.all = map[net.Conn]struct{}{}
+		}
+		s.all[conn] = struct{}{}
+	}
+}
+
+func (s *silentConns) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for conn := range s.all {
+		conn.Close()
+	}
 }
 
 // splitList returns the parts of a comma-separated list.

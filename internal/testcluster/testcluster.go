@@ -128,7 +128,9 @@ func (c *Cluster) log(name string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(c.logs, &slog.HandlerOptions{Level: slog.LevelInfo})).With("in", name)
 }
 
-func (c *Cluster) path(elem ...string) string { return filepath.Join(append([]string{c.dir}, elem...)...) }
+func (c *Cluster) path(elem ...string) string {
+	return filepath.Join(append([]string{c.dir}, elem...)...)
+}
 
 // must fails the test.
 func (c *Cluster) must(err error) {
