@@ -149,10 +149,15 @@ func New(cfg Config) *Group {
 // Update changes the settings: the groups, and how many of the first blocks of a
 // file go through proxies (0: all). Requests under way go on, and what is known
 // of members that stay is kept. A member that is new is used when it has
-// answered a probe.
+// answered a probe. Settings that are as before change nothing.
 func (g *Group) Update(groups []GroupSettings, maxProxied int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	v := &view{maxProxied: maxProxied, chosen: g.view.Load().chosen}
+	if slices.EqualFunc(g.groups, groups, (*proxyGroup).is) {
+		g.view.Store(v)
+		return
+	}
 	all := make(map[memberKey]*member)
 	g.groups = g.groups[:0:0]
 	for _, s := range groups {
@@ -164,18 +169,24 @@ func (g *Group) Update(groups []GroupSettings, maxProxied int64) {
 		}
 	}
 	g.all, g.fresh = all, true
-	v := &view{maxProxied: maxProxied}
-	if was := g.view.Load().chosen; was != nil {
-		v.chosen = g.groupOf(was.settings.ID)
+	if v.chosen != nil {
+		v.chosen = g.groupOf(v.chosen.settings.ID)
 	}
 	g.view.Store(v)
 	g.choose()
 	g.poke()
 }
 
+// is reports whether p has the settings s.
+func (p *proxyGroup) is(s GroupSettings) bool {
+	t := p.settings
+	return t.ID == s.ID && t.Name == s.Name && t.NoSSL == s.NoSSL && slices.Equal(t.Members, s.Members)
+}
+
 // build returns the group of s, with the members that are there already and new
 // ones, and adds them to all. g.mu must be held.
 func (g *Group) build(s GroupSettings, all map[memberKey]*member) *proxyGroup {
+	s.Members = slices.Clone(s.Members)
 	p := &proxyGroup{settings: s, members: make(map[string]*member)}
 	var names []string
 	for _, settings := range s.Members {

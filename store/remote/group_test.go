@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -108,6 +109,16 @@ func (w *world) wantChosen(id int64) {
 	}
 }
 
+// pause takes d, or until the client goes away.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (w *world) state(addr string) string {
 	for _, g := range w.group.Status().Groups {
 		for _, m := range g.Members {
@@ -165,7 +176,7 @@ var sick = map[string]func(h *host){
 	"packets vanish":  func(h *host) { h.become("lost") },
 	"half open":       func(h *host) { h.become("mute") },
 	"slow to connect": func(h *host) { h.slow = time.Minute },
-	"too far":         func(h *host) { h.delay = 2 * time.Second },
+	"too far":         func(h *host) { h.is(2 * time.Second) },
 }
 
 func TestSickGroupsCostAtMostTheProbe(t *testing.T) {
@@ -352,27 +363,27 @@ func TestOnlyAClearAndLastingGainChangesTheGroup(t *testing.T) {
 		g := w.client(plain(1, "a:1"), plain(2, "b:1"))
 		round := g.cfg.Timing.Round
 		w.wantChosen(1)
-		b.delay = 8 * time.Millisecond
+		b.is(8 * time.Millisecond)
 		time.Sleep(20 * round)
 		w.wantChosen(1) // better, but not clearly
 
-		b.delay = 2 * time.Millisecond
-		time.Sleep(2 * round)
+		b.is(2 * time.Millisecond)
+		time.Sleep(3 * round / 2)
 		w.wantChosen(1) // clearly better, but not for long
-		b.delay = 10 * time.Millisecond
+		b.is(10 * time.Millisecond)
 		time.Sleep(10 * round)
 		w.wantChosen(1)
 
-		b.delay = 2 * time.Millisecond
+		b.is(2 * time.Millisecond)
 		time.Sleep(5 * round)
 		w.wantChosen(2)
 		if got := g.Status().Counts.Switches; got != 2 {
 			t.Errorf("the group was changed %d times, want 2: to group 1 and to group 2", got)
 		}
-		a.delay = time.Millisecond // one millisecond less is little, whatever the ratio
+		a.is(time.Millisecond) // one millisecond less is little, whatever the ratio
 		time.Sleep(20 * round)
 		w.wantChosen(1)
-		b.delay = 900 * time.Microsecond
+		b.is(900 * time.Microsecond)
 		time.Sleep(20 * round)
 		w.wantChosen(1)
 	})
@@ -385,10 +396,10 @@ func TestABusyLineDoesNotChangeTheGroup(t *testing.T) {
 		w.proxy("b:1", 5*time.Millisecond)
 		g := w.client(plain(1, "a:1"), plain(2, "b:1"))
 		for range 20 {
-			a.delay = 50 * time.Millisecond
+			a.is(50 * time.Millisecond)
 			time.Sleep(3 * g.cfg.Timing.Round / 2)
 			w.wantChosen(1)
-			a.delay = time.Millisecond
+			a.is(time.Millisecond)
 			time.Sleep(3 * g.cfg.Timing.Round / 2)
 			w.wantChosen(1)
 		}
@@ -472,13 +483,94 @@ func TestMembersChangeUnderReads(t *testing.T) {
 	})
 }
 
+// The settings are fetched again and again. If that were a change, small
+// differences would change the group.
+func TestTheSameSettingsChangeNothing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.proxy("a:1", 10*time.Millisecond)
+		b := w.proxy("b:1", 11*time.Millisecond)
+		g := w.client(plain(1, "a:1"), plain(2, "b:1"))
+		b.is(5 * time.Millisecond)
+		for range 10 {
+			g.Update([]GroupSettings{plain(1, "a:1"), plain(2, "b:1")}, 0)
+			time.Sleep(time.Second)
+		}
+		w.wantChosen(1)
+	})
+}
+
+// One bad answer takes a member out of use for a while, but what others are
+// waiting for goes on.
+func TestARequestThatFailsDoesNotEndOthers(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.fill(3)
+		w.proxy("a:1", time.Millisecond)
+		w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(ctx context.Context, _ string, key store.Key) error {
+			if key == storetest.Key(1) {
+				panic(http.ErrAbortHandler) // the connection ends
+			}
+			return pause(ctx, 10*time.Second)
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := w.read(0); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(5 * time.Second)
+		wg.Go(func() {
+			if err := w.read(2); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(time.Second)
+		if err := w.read(1); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if w.origin.asked(storetest.Key(0)) || w.origin.asked(storetest.Key(2)) || !w.origin.asked(storetest.Key(1)) {
+			t.Error("want just block 1 read from the bucket")
+		}
+	})
+}
+
+// A member that breaks one connection and then says nothing on the others.
+func TestOthersAreNotLeftWaitingWhenAMemberIsDown(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.fill(10)
+		h := w.proxy("a:1", time.Millisecond)
+		g := w.client(plain(1, "a:1"))
+		w.proxies["a:1"].do(func(ctx context.Context, _ string, key store.Key) error {
+			if key == storetest.Key(0) {
+				h.become("lost")
+				panic(http.ErrAbortHandler)
+			}
+			return pause(ctx, 100*time.Millisecond)
+		})
+		start := time.Now()
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				if err := w.read(i); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(start); took > 2*g.cfg.Timing.Probe {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 func TestRequestsToARemovedMemberGoOn(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.fill(1)
 		w.proxy("a:1", 0)
 		w.proxy("a:2", 0)
 		g := w.client(plain(1, "a:1"))
-		w.proxies["a:1"].do(func(context.Context, string, store.Key) error { time.Sleep(20 * time.Second); return nil })
+		w.proxies["a:1"].do(func(ctx context.Context, _ string, _ store.Key) error { return pause(ctx, 20*time.Second) })
 		done := make(chan error)
 		go func() { done <- w.read(0) }()
 		time.Sleep(time.Second)
@@ -608,7 +700,7 @@ func TestASlowAnswerOfALiveMemberIsWaitedFor(t *testing.T) {
 		w.fill(1)
 		w.proxy("a:1", time.Millisecond)
 		w.client(plain(1, "a:1"))
-		w.proxies["a:1"].do(func(context.Context, string, store.Key) error { time.Sleep(40 * time.Second); return nil })
+		w.proxies["a:1"].do(func(ctx context.Context, _ string, _ store.Key) error { return pause(ctx, 40*time.Second) })
 		w.readAll(1)
 		if n := w.origin.seen(); n != 0 || w.state("a:1") != "up" {
 			t.Errorf("the read was made again, %d times, and the member is %s", n, w.state("a:1"))
@@ -622,9 +714,9 @@ func TestAMemberThatDiesInASlowRequestIsFoundOut(t *testing.T) {
 		h := w.proxy("a:1", time.Millisecond)
 		w.client(plain(1, "a:1"))
 		w.proxies["a:1"].do(func(ctx context.Context, _ string, _ store.Key) error {
-			time.Sleep(10 * time.Second)
+			err := pause(ctx, 10*time.Second)
 			h.become("lost")
-			return nil
+			return err
 		})
 		if took := w.readAll(1); took > 13*time.Second {
 			t.Errorf("the read took %v, want it to end soon after 10s", took)

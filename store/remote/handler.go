@@ -91,6 +91,8 @@ func Handler(s Server) http.Handler {
 	mux.HandleFunc("GET "+metricPath, h.serveMetrics)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(headerProxy, "1")
+		// The deadline of the request before on this connection would stay.
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(bodyTimeout))
 		mux.ServeHTTP(w, r)
 	})
 }

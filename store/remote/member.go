@@ -188,7 +188,7 @@ func (m *member) leave(alive context.Context, gaveUp bool, err error) {
 		m.mu.Unlock()
 	default:
 		m.stats.failures.Add(1)
-		m.failed(alive, err, true)
+		m.failed(alive, err, false)
 	}
 }
 
@@ -220,34 +220,33 @@ func (m *member) worked() {
 	}
 }
 
-// failed takes the member out of use and ends its requests, unless that has been
-// done: alive is from before the request or probe that failed.
-func (m *member) failed(alive context.Context, err error, inUse bool) {
+// failed takes the member out of use, if it is not yet. If it was a probe that
+// failed, all requests under way are given up: they would wait for nothing. A
+// request that fails says nothing about others. Alive is from before it began.
+func (m *member) failed(alive context.Context, err error, probe bool) {
 	m.mu.Lock()
 	if m.alive != alive {
 		m.mu.Unlock()
 		return
 	}
-	if m.state == stateDown {
-		m.err, m.retry = err, time.Now().Add(m.timing.Pause)
-		m.mu.Unlock()
-		return
-	}
-	was := m.state
-	m.set(stateDown)
-	m.err, m.trying, m.rtts = err, false, nil
-	pause := m.timing.Pause
-	if inUse {
+	was, pause := m.state, m.timing.Pause
+	if probe {
+		m.kill()
+	} else if was != stateDown {
 		pause = min(pause<<min(m.strikes, 5), max(pause, maxPause))
 		m.strikes++
 	}
-	m.retry = time.Now().Add(pause)
-	m.kill()
-	first := m.strikes <= 1
+	m.err, m.retry = err, time.Now().Add(pause)
+	m.trying, m.rtts, m.check = false, nil, time.Time{}
+	m.set(stateDown)
+	again := was == stateTrial && m.strikes > 1
 	m.mu.Unlock()
-	level := slog.LevelDebug
-	if was != stateTrial || first {
-		level = slog.LevelWarn
+	if was == stateDown {
+		return
+	}
+	level := slog.LevelWarn
+	if again {
+		level = slog.LevelDebug
 	}
 	m.log.Log(context.Background(), level, "proxy is passed over", "err", err)
 	m.idle() // they may be dead without knowing
@@ -267,7 +266,7 @@ func (m *member) probe(ctx context.Context, alive context.Context) {
 		}
 		if err != nil {
 			if ctx.Err() == nil {
-				m.failed(alive, err, false)
+				m.failed(alive, err, true)
 			}
 			return
 		}
@@ -306,7 +305,7 @@ func (m *member) endProbe() {
 func (m *member) doubted() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.check.IsZero() && m.state != stateDown {
+	if m.check.IsZero() && (m.state != stateDown || m.stats.active.Load() > 0) {
 		m.check = m.probed.Add(m.timing.Patience)
 	}
 }
@@ -321,6 +320,8 @@ func (m *member) healthy(rtt time.Duration) {
 		m.set(stateUp)
 	case stateDown:
 		m.set(stateTrial)
+	}
+	if m.alive.Err() != nil {
 		m.alive, m.kill = context.WithCancel(context.Background())
 	}
 	m.mu.Unlock()
@@ -380,15 +381,17 @@ func (m *member) lasting() (rtt time.Duration, ok bool) {
 func (m *member) due(now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch {
-	case m.probing:
+	if m.probing {
 		return never
-	case m.state == stateDown:
-		return m.retry.Sub(now)
-	case !m.check.IsZero():
-		return m.check.Sub(now)
 	}
-	return never
+	wait := never
+	if m.state == stateDown {
+		wait = m.retry.Sub(now)
+	}
+	if !m.check.IsZero() {
+		wait = min(wait, m.check.Sub(now))
+	}
+	return wait
 }
 
 // never is until a time that is not known.

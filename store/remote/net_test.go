@@ -23,10 +23,9 @@ type network struct {
 
 // A host serves HTTP, until it fails in one of the ways there are.
 type host struct {
-	delay time.Duration // of what is sent, one way
-
 	mu    sync.Mutex
-	state string // "", refuses, lost (packets vanish), mute (only answers do)
+	delay time.Duration // of what is sent, one way
+	state string        // "", refuses, lost (packets vanish), mute (only answers do)
 	moved chan struct{}
 	slow  time.Duration // what a new connection takes
 	conns map[*link]bool
@@ -79,10 +78,23 @@ func (s *host) become(state string) {
 	}
 }
 
-func (s *host) now() (state string, moved <-chan struct{}, slow time.Duration) {
+// is makes the host that far away.
+func (s *host) is(delay time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state, s.moved, s.slow
+	s.delay = delay
+}
+
+func (s *host) now() (state string, moved <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state, s.moved
+}
+
+func (s *host) times() (delay, slow time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.delay, s.slow
 }
 
 // reach waits until packets arrive, which takes d: answers or others.
@@ -93,7 +105,7 @@ func (s *host) reach(done <-chan struct{}, d time.Duration, answer bool) error {
 		return net.ErrClosed
 	}
 	for {
-		state, moved, _ := s.now()
+		state, moved := s.now()
 		switch {
 		case state == "", state == "mute" && !answer:
 			return nil
@@ -114,8 +126,8 @@ func (n *network) Dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	if s == nil {
 		return nil, syscall.EHOSTUNREACH
 	}
-	_, _, slow := s.now()
-	if err := s.reach(ctx.Done(), 2*s.delay+slow, false); err != nil {
+	delay, slow := s.times()
+	if err := s.reach(ctx.Done(), 2*delay+slow, false); err != nil {
 		return nil, errors.Join(err, ctx.Err())
 	}
 	a, b := net.Pipe()
@@ -165,7 +177,8 @@ type link struct {
 }
 
 func (l *link) Write(p []byte) (int, error) {
-	if err := l.host.reach(l.closed, l.host.delay, l.far); err != nil {
+	delay, _ := l.host.times()
+	if err := l.host.reach(l.closed, delay, l.far); err != nil {
 		return 0, err
 	}
 	return l.Conn.Write(p)
