@@ -1,0 +1,246 @@
+package tree
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flexfs/meta"
+)
+
+func lockReq(ino meta.Ino, typ uint32, owner, start, end uint64) *meta.Request {
+	return &meta.Request{Op: meta.OpSetlk, Ino: ino, Lock: meta.Lock{Type: typ, Owner: owner, Start: start, End: end, Pid: uint32(owner)}}
+}
+
+func waiting(req *meta.Request, id uint64) *meta.Request {
+	req.Wait, req.ID = true, id
+	return req
+}
+
+func TestLocksOfOthersAreRespected(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.hello("rw:"), w.hello("rw:")
+	f := a.file(meta.Root, "f")
+	a.ok(lockReq(f, syscall.F_RDLCK, 1, 0, 99))
+	b.ok(lockReq(f, syscall.F_RDLCK, 1, 50, 149))
+	a.refused(syscall.EAGAIN, lockReq(f, syscall.F_WRLCK, 1, 0, 99))
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 49))
+	b.refused(syscall.EAGAIN, lockReq(f, syscall.F_RDLCK, 1, 49, 49))
+	a.refused(syscall.EAGAIN, lockReq(f, syscall.F_RDLCK, 2, 49, 49))
+	req := lockReq(f, syscall.F_WRLCK, 1, 0, endOfFile)
+	req.Op = meta.OpGetlk
+	if got := b.ok(req).Lock; got.Type != syscall.F_WRLCK || got.Start != 0 || got.End != 49 || got.Pid != 0 {
+		t.Errorf("in the way of b: %+v", got)
+	}
+	if got := a.ok(&meta.Request{Op: meta.OpGetlk, Ino: f, Lock: meta.Lock{Type: syscall.F_WRLCK, Owner: 1, End: 49}}).Lock; got.Type != syscall.F_UNLCK {
+		t.Errorf("in the way of a: %+v", got)
+	}
+	a.ok(lockReq(f, syscall.F_UNLCK, 1, 0, endOfFile))
+	b.ok(lockReq(f, syscall.F_WRLCK, 1, 0, endOfFile))
+	flock := lockReq(f, syscall.F_WRLCK, 9, 0, 0)
+	flock.Lock.Flock = true
+	a.ok(flock) // the two kinds do not see each other
+}
+
+func TestFlockIsOfTheOpenFile(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.hello("rw:"), w.hello("rw:")
+	f := a.file(meta.Root, "f")
+	flock := func(typ uint32, owner uint64) *meta.Request {
+		req := lockReq(f, typ, owner, 0, 0)
+		req.Lock.Flock = true
+		return req
+	}
+	a.ok(flock(syscall.F_RDLCK, 1))
+	b.ok(flock(syscall.F_RDLCK, 2))
+	a.refused(syscall.EAGAIN, flock(syscall.F_WRLCK, 1))
+	b.ok(flock(syscall.F_UNLCK, 2))
+	a.ok(flock(syscall.F_WRLCK, 1))
+	b.refused(syscall.EAGAIN, flock(syscall.F_RDLCK, 2))
+}
+
+// background sends a request and returns where its reply will come.
+func (c *client) background(req *meta.Request) <-chan *meta.Reply {
+	done := make(chan *meta.Reply, 1)
+	go func() { done <- c.send(req) }()
+	return done
+}
+
+func pending(t *testing.T, done <-chan *meta.Reply) {
+	t.Helper()
+	synctest.Wait()
+	select {
+	case r := <-done:
+		t.Fatalf("answered already: %+v", r)
+	default:
+	}
+}
+
+func TestAWaitEndsWhenTheLockIsReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+		done := b.background(waiting(lockReq(f, syscall.F_WRLCK, 1, 5, 5), 1))
+		pending(t, done)
+		a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 4))
+		pending(t, done)
+		a.ok(lockReq(f, syscall.F_UNLCK, 1, 5, 5))
+		if r := <-done; r.Errno != 0 {
+			t.Errorf("%v", r.Errno)
+		}
+		a.refused(syscall.EAGAIN, lockReq(f, syscall.F_RDLCK, 1, 5, 5))
+	})
+}
+
+func TestAWaitIsCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+		done := b.background(waiting(lockReq(f, syscall.F_WRLCK, 1, 0, 9), 7))
+		pending(t, done)
+		b.ok(&meta.Request{Op: meta.OpCancel, ID: 7})
+		if r := <-done; r.Errno != syscall.EINTR {
+			t.Errorf("%v", r.Errno)
+		}
+		a.ok(lockReq(f, syscall.F_UNLCK, 1, 0, 9))
+		a.ok(lockReq(f, syscall.F_WRLCK, 2, 0, 9))
+		b.ok(&meta.Request{Op: meta.OpCancel, ID: 7}) // no harm
+	})
+}
+
+func TestAWaitInACircleIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		c := w.hello("rw:")
+		f := c.file(meta.Root, "f")
+		for owner := range uint64(3) {
+			c.ok(lockReq(f, syscall.F_WRLCK, owner, owner, owner))
+		}
+		first := c.background(waiting(lockReq(f, syscall.F_WRLCK, 0, 1, 1), 1))
+		pending(t, first)
+		second := c.background(waiting(lockReq(f, syscall.F_WRLCK, 1, 2, 2), 2))
+		pending(t, second)
+		c.refused(syscall.EDEADLK, waiting(lockReq(f, syscall.F_WRLCK, 2, 0, 0), 3))
+		c.ok(lockReq(f, syscall.F_UNLCK, 2, 2, 2))
+		if r := <-second; r.Errno != 0 {
+			t.Errorf("second: %v", r.Errno)
+		}
+		c.ok(lockReq(f, syscall.F_UNLCK, 1, 0, 9))
+		if r := <-first; r.Errno != 0 {
+			t.Errorf("first: %v", r.Errno)
+		}
+	})
+}
+
+func TestTheEndOfASessionReleasesItsLocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+		defer b.pinging(t)()
+		start := time.Now()
+		b.ok(waiting(lockReq(f, syscall.F_WRLCK, 1, 0, 9), 1))
+		if d := time.Since(start); d < 10*time.Second || d > 15*time.Second {
+			t.Errorf("the lock of a dead client was held for %v", d)
+		}
+	})
+}
+
+func TestLocksAreReclaimedAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		mine := lockReq(f, syscall.F_WRLCK, 1, 0, 9)
+		a.ok(mine)
+		w.start()
+		w.run(t)
+		if r := b.resume(&meta.Request{}); r.Errno != 0 {
+			t.Fatal(r.Errno)
+		}
+		defer b.pinging(t)()
+		try := b.background(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+		time.Sleep(time.Second)
+		pending(t, try) // a may have had it
+		a.resume(&meta.Request{Locks: []meta.InoLock{{Ino: f, Lock: mine.Lock}}})
+		if r := <-try; r.Errno != syscall.EAGAIN {
+			t.Errorf("%v", r.Errno)
+		}
+	})
+}
+
+func TestAGoneConnectionEndsItsWait(t *testing.T) {
+	w := newWorld(t)
+	a := w.hello("rw:")
+	f := a.file(meta.Root, "f")
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	r := w.srv.ServeMeta(ctx, a.conn, waiting(lockReq(f, syscall.F_WRLCK, 2, 0, 9), 1))
+	if r.Errno != syscall.EINTR {
+		t.Errorf("%v", r.Errno)
+	}
+	a.ok(lockReq(f, syscall.F_UNLCK, 1, 0, 9))
+	a.ok(lockReq(f, syscall.F_WRLCK, 3, 0, 9))
+}
+
+// TestRandomRangesDoWhatTheModelDoes compares range locks with a model that has
+// an entry for each byte.
+func TestRandomRangesDoWhatTheModelDoes(t *testing.T) {
+	for seed := range uint64(10) {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			w := newWorld(t)
+			c := w.hello("rw:")
+			f := c.file(meta.Root, "f")
+			rng := rand.New(rand.NewPCG(seed, 3))
+			const size, owners = 12, 3
+			var bytes [owners][size]uint32
+			for o := range bytes {
+				for i := range bytes[o] {
+					bytes[o][i] = syscall.F_UNLCK
+				}
+			}
+			for step := range 300 {
+				o, start := rng.IntN(owners), rng.IntN(size)
+				end := start + rng.IntN(size-start)
+				typ := uint32(rng.IntN(3))
+				want := syscall.Errno(0)
+				for i := start; i <= end; i++ {
+					for other := range bytes {
+						has := bytes[other][i]
+						if other != o && typ != syscall.F_UNLCK && has != syscall.F_UNLCK &&
+							(typ == syscall.F_WRLCK || has == syscall.F_WRLCK) {
+							want = syscall.EAGAIN
+						}
+					}
+				}
+				if want == 0 {
+					for i := start; i <= end; i++ {
+						bytes[o][i] = typ
+					}
+				}
+				r := c.send(lockReq(f, typ, uint64(o), uint64(start), uint64(end)))
+				if r.Errno != want {
+					t.Fatalf("step %d: type %d, owner %d, %d to %d: %v, want %v", step, typ, o, start, end, r.Errno, want)
+				}
+			}
+			for o := range uint64(owners) {
+				c.ok(lockReq(f, syscall.F_UNLCK, o, 0, endOfFile))
+			}
+			v := w.srv.volumes[testVolume]
+			if v.locks.count != 0 || len(v.locks.inos) != 0 {
+				t.Errorf("%d locks and %d inodes are left", v.locks.count, len(v.locks.inos))
+			}
+		})
+	}
+}
