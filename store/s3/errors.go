@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
@@ -109,7 +110,7 @@ func (s *Store) explain(op operation, err error) error {
 	case "AccessDenied", "Forbidden", "AllAccessDisabled", "AccountProblem":
 		return &refusal{fmt.Sprintf("s3: %v: %s denies access to bucket %s (%s): the credentials need the rights to get, put, delete and list objects", op, where, bucket, code)}
 	case "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException":
-		return fmt.Errorf("s3: %v: the bucket %s is not in the region that was given (%s): correct the region", op, bucket, code)
+		return s.wrongRegion(op, err)
 	case "RequestTimeTooSkewed":
 		return fmt.Errorf("s3: %v: this machine's clock is wrong, says %s: correct it", op, where)
 	}
@@ -117,7 +118,7 @@ func (s *Store) explain(op operation, err error) error {
 	case code == http.StatusForbidden, code == http.StatusUnauthorized:
 		return &refusal{fmt.Sprintf("s3: %v: %s denies access to bucket %s (HTTP %d): check the credentials", op, where, bucket, code)}
 	case code == http.StatusMovedPermanently:
-		return fmt.Errorf("s3: %v: the bucket %s is not in the region that was given: correct the region", op, bucket)
+		return s.wrongRegion(op, err)
 	case code == http.StatusNotFound && (errorCode(err) == "" || errorCode(err) == "NotFound"): // no XML came
 		return fmt.Errorf("s3: %v: %s answers, but not as S3 does (HTTP 404): correct the address", op, where)
 	case code != 0:
@@ -132,6 +133,33 @@ func (s *Store) explain(op operation, err error) error {
 		return fmt.Errorf("s3: %v: %s cannot be reached: check the address and the network: %w", op, where, brief(err))
 	}
 	return fmt.Errorf("s3: %v at %s: %w", op, where, brief(err))
+}
+
+// A regionError says that the bucket is in another region.
+type regionError struct {
+	text   string
+	region string // where it is, if that could be learned, or ""
+}
+
+func (e *regionError) Error() string { return e.text }
+
+// expecting matches where S3's message for a wrong region names the right one.
+// Stores differ in their quotation marks.
+var expecting = regexp.MustCompile(`expecting ['"]([a-z0-9-]+)['"]`)
+
+func (s *Store) wrongRegion(op operation, err error) error {
+	e := &regionError{text: fmt.Sprintf("s3: %v: the bucket %s is not in the region that was given: correct the region", op, s.cfg.Bucket)}
+	var resp *awshttp.ResponseError
+	if errors.As(err, &resp) && resp.Response != nil {
+		e.region = resp.Response.Header.Get("X-Amz-Bucket-Region")
+	}
+	if m := expecting.FindStringSubmatch(err.Error()); e.region == "" && m != nil {
+		e.region = m[1]
+	}
+	if e.region != "" {
+		e.text += " to " + e.region
+	}
+	return e
 }
 
 // A refusal wraps [fs.ErrPermission] without its words.

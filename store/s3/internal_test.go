@@ -6,9 +6,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 func TestGovernor(t *testing.T) {
@@ -164,5 +167,25 @@ func TestAReleasedBodyIsNotRead(t *testing.T) {
 	b.release()
 	if n, err := b.Read(p); n != 0 || !errors.Is(err, errReleased) {
 		t.Errorf("Read after release: %d bytes, %v", n, err)
+	}
+}
+
+// Somebody who accepts connections and says nothing.
+func TestTheCheckOfASilentServerEnds(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	cfg := Config{Bucket: "bucket", Endpoint: "http://" + silent.Addr().String(), AccessKey: "a", SecretKey: "s"}
+	s := &Store{cfg: cfg, governor: newGovernor(1), http: newTransport(1)}
+	opt, err := s.options(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.client = s3.New(opt)
+	err = s.probe(t.Context(), 50*time.Millisecond)
+	if err == nil || !strings.Contains(err.Error(), cfg.Endpoint+" did not answer within 50ms") {
+		t.Errorf("probe: %v", err)
 	}
 }

@@ -40,6 +40,9 @@ const (
 	// openAttempts is the same for the check at Open, where a person waits.
 	openAttempts = 3
 
+	// openTimeout bounds that check.
+	openTimeout = 30 * time.Second
+
 	// firstPause is the longest first pause; each next one is twice as long,
 	// up to lastPause. How long it really is, is random.
 	firstPause = 200 * time.Millisecond
@@ -65,7 +68,7 @@ type Config struct {
 	Bucket string
 	Prefix string // of the names of objects, without slashes around; may be empty
 
-	Region   string // empty: "us-east-1" with an Endpoint, else what the machine's own settings say
+	Region   string // corrected if the bucket is in another; empty: "us-east-1" with an Endpoint, else what the machine's own settings say
 	Endpoint string // URL of a store that speaks S3; empty: Amazon's for the Region
 
 	AccessKey string // empty: the machine's own credentials (environment, profile, instance role)
@@ -115,12 +118,29 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.client = s3.New(opt)
-	if err := s.probe(ctx); err != nil {
+	if err := s.connect(ctx, opt); err != nil {
 		s.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+// connect makes the client and tries it out. If the bucket turns out to be in
+// another region than the one that was given, it takes that: operators name
+// their sites as they like, and stores that are not Amazon's have a region of
+// their own, often "us-east-1".
+func (s *Store) connect(ctx context.Context, opt s3.Options) error {
+	s.client = s3.New(opt)
+	err := s.probe(ctx, openTimeout)
+	var other *regionError
+	if !errors.As(err, &other) || other.region == "" || other.region == opt.Region {
+		return err
+	}
+	s.cfg.Log.Info("the bucket is in another region than the one that was given",
+		"bucket", s.cfg.Bucket, "given", opt.Region, "using", other.region)
+	opt.Region = other.region
+	s.client = s3.New(opt)
+	return s.probe(ctx, openTimeout)
 }
 
 // Close closes idle connections. Operations may not be started any more.
@@ -209,7 +229,10 @@ func (s *Store) options(ctx context.Context) (s3.Options, error) {
 }
 
 // probe asks for one name, which needs bucket, keys and region to be right.
-func (s *Store) probe(ctx context.Context) error {
+func (s *Store) probe(ctx context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout,
+		fmt.Errorf("%s did not answer within %v: check the address and the network", s.where(), timeout))
+	defer cancel()
 	return s.do(ctx, openAttempts, operation{verb: "open"}, func(ctx context.Context) error {
 		_, err := s.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
 			Bucket:  &s.cfg.Bucket,

@@ -201,6 +201,42 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
+func TestAWrongRegionIsCorrected(t *testing.T) {
+	server := s3test.Start(t)
+	cfg := config(server, server.Bucket())
+	cfg.Region = "dc1" // what an operator calls the site
+	if err := open(t, cfg).Put(t.Context(), storetest.Key(1), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARegionThatAnAnswerNamesIsTaken(t *testing.T) {
+	var regions []string
+	s := open(t, fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		region := strings.Split(r.Header.Get("Authorization"), "/")[2]
+		regions = append(regions, region)
+		if region == "eu-west-9" {
+			return false
+		}
+		w.Header().Set("X-Amz-Bucket-Region", "eu-west-9")
+		refuse(w, http.StatusMovedPermanently, "PermanentRedirect")
+		return true
+	}))
+	if err := s.Put(t.Context(), storetest.Key(1), nil); err != nil || strings.Join(regions, " ") != "us-east-1 eu-west-9 eu-west-9" {
+		t.Errorf("the requests were for the regions %v; %v", regions, err)
+	}
+}
+
+func TestAWrongRegionThatNobodyCorrectsIsReported(t *testing.T) {
+	_, err := s3.Open(t.Context(), fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		refuse(w, http.StatusBadRequest, "AuthorizationHeaderMalformed")
+		return true
+	}))
+	if err == nil || !strings.Contains(err.Error(), "correct the region") {
+		t.Errorf("Open: %v", err)
+	}
+}
+
 func TestOpenWithoutAnyCredentialsSaysSo(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")

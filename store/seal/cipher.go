@@ -7,6 +7,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -116,12 +117,14 @@ func nonceFor(nonce [nonceLen]byte, i uint32) []byte {
 }
 
 // Fingerprint returns a value by which the secret of a volume can be told from
-// other secrets: mounts compare it with the one that the volume was created
-// with, so that nobody writes blocks that the others cannot read. Guessing the
-// secret from it is as hard as guessing it from a block.
-func Fingerprint(volume store.Volume, secret []byte) string {
-	k := deriveKeys(secret, volume)
-	mac := hmac.New(sha256.New, k.nonce[:])
+// other secrets, or "" if there is none: mounts compare it with the one that the
+// volume was created with, so that nobody writes blocks that the others cannot
+// read. Guessing the secret from it is as hard as guessing it from a block.
+func (s *Sealer) Fingerprint(volume store.Volume) string {
+	if s.keys == nil {
+		return ""
+	}
+	mac := hmac.New(sha256.New, s.keys.of(volume).nonce[:])
 	mac.Write([]byte("flexfs secret fingerprint 1"))
-	return fmt.Sprintf("%x", mac.Sum(nil)[:16])
+	return hex.EncodeToString(mac.Sum(nil)[:16])
 }

@@ -293,13 +293,20 @@ func TestEqualBlocksLookDifferentWhenEncrypted(t *testing.T) {
 }
 
 func TestFingerprint(t *testing.T) {
-	volume, other := store.Volume{1}, store.Volume{2}
-	a := seal.Fingerprint(volume, []byte("secret"))
-	if a != seal.Fingerprint(volume, []byte("secret")) {
-		t.Error("the same secret has two fingerprints")
+	volume := store.Volume{1}
+	of := func(volume store.Volume, secret string) string {
+		return seal.NewSealer(seal.Options{Secret: []byte(secret)}).Fingerprint(volume)
 	}
-	if a == seal.Fingerprint(volume, []byte("Secret")) || a == seal.Fingerprint(other, []byte("secret")) {
+	// Pinned: volumes remember it.
+	const want = "276bca63f82150f9c990356322f737a2"
+	if got := of(volume, "secret"); got != want {
+		t.Errorf("the fingerprint of a secret is now %s, was %s", got, want)
+	}
+	if want == of(volume, "Secret") || want == of(store.Volume{2}, "secret") {
 		t.Error("two secrets or volumes have the same fingerprint")
+	}
+	if got := of(volume, ""); got != "" {
+		t.Errorf("the fingerprint of no secret is %q", got)
 	}
 }
 
