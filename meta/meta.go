@@ -135,7 +135,7 @@ type Inval struct {
 	Attr    bool     // attributes, xattrs
 	Data    bool     // contents: block map, pages
 	Entries bool     // the listing of this directory
-	Names   []string // these names in this directory, present or absent
+	Names   []string // these names in this directory, present or absent, and so its listing
 }
 
 // A Volume is what a session is told about its volume.
