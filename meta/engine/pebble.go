@@ -79,6 +79,10 @@ func pebbleOptions(fs vfs.FS, found bool, opt Options) *pebble.Options {
 		FormatMajorVersion: pebble.FormatValueSeparation,
 		ErrorIfNotExists:   found,
 		Logger:             pebbleLog{opt.Log},
+		// By default damage ends the process. The reader's error is enough.
+		EventListener: &pebble.EventListener{DataCorruption: func(info pebble.DataCorruptionInfo) {
+			opt.Log.Error("database is damaged", "err", info.String())
+		}},
 	}
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
