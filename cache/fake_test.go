@@ -67,9 +67,14 @@ func (f *fakeFiles) write(name string, data []byte) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if old, ok := f.m[name]; ok {
+		f.bytes -= charge(int64(len(old)))
+	}
 	f.m[name] = bytes.Clone(data)
 	f.bytes += charge(int64(len(data)))
-	f.peak = max(f.peak, f.bytes)
+	if name != probeName {
+		f.peak = max(f.peak, f.bytes)
+	}
 	return nil
 }
 

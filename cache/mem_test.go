@@ -154,7 +154,7 @@ func TestAScanLeavesWhatIsAskedForOften(t *testing.T) {
 // TestMemKeepsItsBudget does random operations from several goroutines: answers
 // must be right, and the bytes within the budget at every moment.
 func TestMemKeepsItsBudget(t *testing.T) {
-	for name, size := range map[string][2]int64{"both parts": {200_000, 600_000}, "window only": {300_000, 0}} {
+	for name, size := range map[string][2]int64{"both parts": {100_000, 300_000}, "window only": {150_000, 0}} {
 		t.Run(name, func(t *testing.T) {
 			m := openMem(t, mem.New(t), size[0], size[1])
 			stop := make(chan struct{})
@@ -178,7 +178,7 @@ func TestMemKeepsItsBudget(t *testing.T) {
 					}
 				}
 			})
-			randomOps(t, m, 4, 3000, 40_000)
+			randomOps(t, m, 0, 4, 1000, 20_000)
 			close(stop)
 			watch.Wait()
 			if m.main != nil {
@@ -192,24 +192,23 @@ func TestMemKeepsItsBudget(t *testing.T) {
 }
 
 // randomOps runs workers that put, get and delete blocks of up to size bytes.
-// Each has blocks of its own, of which it knows whether they exist, and all read
-// those of the first.
-func randomOps(t *testing.T, s store.Store, workers, ops, size int) {
+// Each has blocks of its own, of which it knows whether they exist (none, at
+// first), and all read those that they share.
+func randomOps(t *testing.T, s store.Store, first, workers, ops, size int) {
 	t.Helper()
-	length := func(i int) int { return int(storetest.Key(i).Hash() % uint64(size)) }
-	for i := range 30 { // shared
-		if err := s.Put(t.Context(), storetest.Key(i), storetest.Data(storetest.Key(i), length(i))); err != nil {
+	shared := randomBlocks(0, 30, size)
+	for i, data := range shared {
+		if err := s.Put(t.Context(), storetest.Key(i), data); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(w), 7))
-			exists := make(map[int]bool)
+			c := &client{s: s, r: rand.New(rand.NewPCG(uint64(w), 7)), shared: shared, exists: make(map[int]bool)}
+			c.own = randomBlocks(1000*(first+w+1), 60, size)
 			for op := range ops {
-				i := 1000*(w+1) + r.IntN(60)
-				if err := randomOp(t.Context(), s, r, i, length, exists); err != nil {
+				if err := c.do(t.Context()); err != nil {
 					t.Errorf("worker %d, operation %d: %v", w, op, err)
 					return
 				}
@@ -219,32 +218,51 @@ func randomOps(t *testing.T, s store.Store, workers, ops, size int) {
 	wg.Wait()
 }
 
-func randomOp(ctx context.Context, s store.Store, r *rand.Rand, i int, length func(int) int, exists map[int]bool) error {
-	switch p := r.IntN(100); {
-	case p < 10:
-		exists[i] = true
-		return s.Put(ctx, storetest.Key(i), storetest.Data(storetest.Key(i), length(i)))
-	case p < 15:
-		exists[i] = false
-		return s.Delete(ctx, storetest.Key(i))
-	case p < 50:
-		i = r.IntN(30)
-		return check(ctx, s, r, i, length(i), true)
-	default:
-		return check(ctx, s, r, i, length(i), exists[i])
+func randomBlocks(first, n, size int) map[int][]byte {
+	blocks := make(map[int][]byte)
+	for i := first; i < first+n; i++ {
+		blocks[i] = storetest.Data(storetest.Key(i), int(storetest.Key(i).Hash()%uint64(size)))
 	}
+	return blocks
+}
+
+// A client does random operations and knows what each must answer.
+type client struct {
+	s           store.Store
+	r           *rand.Rand
+	own, shared map[int][]byte
+	exists      map[int]bool
+}
+
+func (c *client) do(ctx context.Context) error {
+	i := c.r.IntN(30)
+	if c.r.IntN(3) == 0 {
+		return c.check(ctx, i, c.shared[i], true)
+	}
+	for i = range c.own {
+		break // a random one
+	}
+	switch p := c.r.IntN(100); {
+	case p < 15:
+		c.exists[i] = true
+		return c.s.Put(ctx, storetest.Key(i), c.own[i])
+	case p < 22:
+		c.exists[i] = false
+		return c.s.Delete(ctx, storetest.Key(i))
+	}
+	return c.check(ctx, i, c.own[i], c.exists[i])
 }
 
 // check reads a block or a part of it.
-func check(ctx context.Context, s store.Store, r *rand.Rand, i, size int, exists bool) error {
+func (c *client) check(ctx context.Context, i int, want []byte, exists bool) error {
 	off, n := int64(0), int64(-1)
-	if r.IntN(2) == 0 {
-		off, n = r.Int64N(int64(size+1)), r.Int64N(int64(size+1))
+	if c.r.IntN(2) == 0 {
+		off, n = c.r.Int64N(int64(len(want)+1)), c.r.Int64N(int64(len(want)+1))
 	}
-	if r.IntN(20) == 0 {
+	if c.r.IntN(20) == 0 {
 		ctx = store.WithVerify(ctx)
 	}
-	data, err := s.Get(ctx, storetest.Key(i), off, n)
+	data, err := c.s.Get(ctx, storetest.Key(i), off, n)
 	switch {
 	case !exists && !errors.Is(err, store.ErrNotExist):
 		return fmt.Errorf("Get of the missing block %d: error %v", i, err)
@@ -252,7 +270,7 @@ func check(ctx context.Context, s store.Store, r *rand.Rand, i, size int, exists
 		return nil
 	case err != nil:
 		return err
-	case !bytes.Equal(data, store.Clip(storetest.Data(storetest.Key(i), size), off, n)):
+	case !bytes.Equal(data, store.Clip(want, off, n)):
 		return fmt.Errorf("Get of block %d (%d, %d): %d wrong bytes", i, off, n, len(data))
 	}
 	return nil
