@@ -2,6 +2,7 @@ package metatest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -223,8 +224,7 @@ func deadClient(e *exam) {
 	var silent atomic.Bool
 	dead := e.mount(meta.ClientConfig{Dial: func(ctx context.Context) (net.Conn, error) {
 		if silent.Load() {
-			<-ctx.Done()
-			return nil, ctx.Err()
+			return nil, errors.New("the network is down")
 		}
 		return Faulty(e.dial, func(meta.Op) Fault {
 			if silent.Load() {
