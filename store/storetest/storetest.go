@@ -5,6 +5,7 @@ package storetest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -58,16 +59,16 @@ func Key(i int) store.Key {
 
 // Data returns n bytes that belong to key: half of them compress well.
 func Data(key store.Key, n int) []byte {
-	r := rand.New(rand.NewPCG(key.Hash(), key.Gen.Session^key.Gen.Seq))
-	data := make([]byte, n)
-	for i := range data {
-		if i>>12&1 == 0 {
-			data[i] = byte(r.Uint32())
+	random := rand.NewPCG(key.Hash(), key.Gen.Session^key.Gen.Seq)
+	data := make([]byte, 0, n+8)
+	for len(data) < n {
+		if i := len(data); i>>12&1 == 0 {
+			data = binary.LittleEndian.AppendUint64(data, random.Uint64())
 		} else {
-			data[i] = byte(i >> 7)
+			data = binary.LittleEndian.AppendUint64(data, uint64(i>>7))
 		}
 	}
-	return data
+	return data[:n]
 }
 
 func put(t *testing.T, s store.Store, key store.Key, data []byte) {
