@@ -144,8 +144,8 @@ func (f *fakeFile) ReadAt(b []byte, off int64) (int, error) {
 	return f.Reader.ReadAt(b, off)
 }
 
-func (f *fakeFile) Stat() (fs.FileInfo, error) { return fakeInfo{f.name, f.Size()}, nil }
-func (f *fakeFile) Close() error               { return nil }
+func (f *fakeFile) size() (int64, error) { return f.Size(), nil }
+func (f *fakeFile) close() error         { return nil }
 
 type fakeInfo struct {
 	name string

@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,7 +33,18 @@ const (
 
 // fileName returns where a block is below the clean folder.
 func fileName(key store.Key) string {
-	return fmt.Sprintf("%02x/%s", byte(key.Hash()), strings.ReplaceAll(key.String(), "/", "_"))
+	const digits = "0123456789abcdef"
+	spread := byte(key.Hash())
+	name := key.String()
+	b := make([]byte, 0, 3+len(name))
+	b = append(b, digits[spread>>4], digits[spread&15], '/')
+	for _, c := range []byte(name) {
+		if c == '/' {
+			c = '_'
+		}
+		b = append(b, c)
+	}
+	return string(b)
 }
 
 // parseName returns the key of the block that is at dir/name below the clean
@@ -59,9 +71,10 @@ type files interface {
 
 // A file is open for reading.
 type file interface {
+	// ReadAt is that of [io.ReaderAt].
 	ReadAt(b []byte, off int64) (int, error)
-	Stat() (fs.FileInfo, error)
-	Close() error
+	size() (int64, error)
+	close() error
 }
 
 // A folder is the real files.
@@ -111,12 +124,48 @@ func (f *folder) Close() error { return f.lock.Close() }
 func (f *folder) path(name string) string { return filepath.Join(f.root, cleanName, name) }
 
 func (f *folder) open(name string) (file, error) {
-	o, err := os.Open(f.path(name))
-	if err != nil {
-		return nil, err // not a file that is not nil
+	name = f.path(name)
+	for {
+		fd, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NOFOLLOW, 0)
+		switch err {
+		case nil:
+			return descriptor(fd), nil
+		case syscall.EINTR:
+		default:
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
 	}
-	return o, nil
 }
+
+// A descriptor is a regular file that is open. An [os.File] would cost two more
+// system calls, to find out that it cannot be polled.
+type descriptor int
+
+func (d descriptor) ReadAt(b []byte, off int64) (n int, err error) {
+	for n < len(b) {
+		m, err := syscall.Pread(int(d), b[n:], off+int64(n))
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return n, os.NewSyscallError("pread", err)
+		case m == 0:
+			return n, io.EOF
+		default:
+			n += m
+		}
+	}
+	return n, nil
+}
+
+func (d descriptor) size() (int64, error) {
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(d), &st); err != nil {
+		return 0, os.NewSyscallError("fstat", err)
+	}
+	return st.Size, nil
+}
+
+func (d descriptor) close() error { return os.NewSyscallError("close", syscall.Close(int(d))) }
 
 // write does not sync: after a crash of the machine the file may have any
 // content, which verification finds out.

@@ -229,7 +229,7 @@ func (d *Disk) probe() error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.close()
 	got := make([]byte, len(want))
 	if _, err := f.ReadAt(got, 0); err != nil && !errors.Is(err, io.EOF) {
 		return err

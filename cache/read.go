@@ -94,13 +94,13 @@ func (d *Disk) readFile(e *entry, all bool, read func(source) (a, b []byte, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
+	defer f.close()
+	size, err := f.size()
 	if err != nil {
 		return nil, nil, err
 	}
-	if info.Size() != e.size {
-		return nil, nil, fmt.Errorf("%w: the file has %d bytes, not %d", store.ErrCorrupt, info.Size(), e.size)
+	if size != e.size {
+		return nil, nil, fmt.Errorf("%w: the file has %d bytes, not %d", store.ErrCorrupt, size, e.size)
 	}
 	src := inFile(f, e.size)
 	if all {
