@@ -70,6 +70,7 @@ type member struct {
 	probing bool
 	probed  time.Time // when the last probe began
 	check   time.Time // when a probe is due as a request waits for long; zero: none is
+	checks  bool      // the probe under way is such a one
 }
 
 // counters count what happened since the start. Fields only grow.
@@ -285,6 +286,8 @@ func (m *member) beginProbe() (alive context.Context, ok bool) {
 		return nil, false
 	}
 	m.probing, m.probed = true, time.Now()
+	m.checks = !m.check.IsZero()
+	m.check = time.Time{}
 	return m.alive, true
 }
 
@@ -292,11 +295,8 @@ func (m *member) endProbe() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.probing = false
-	if !m.check.IsZero() {
-		m.check = time.Time{}
-		if m.stats.active.Load() > 0 { // they may still be waiting
-			m.check = time.Now().Add(m.timing.Probe)
-		}
+	if m.checks && m.check.IsZero() && m.stats.active.Load() > 0 { // they may still be waiting
+		m.check = time.Now().Add(m.timing.Probe)
 	}
 }
 
