@@ -315,17 +315,18 @@ func (m *member) healthy(rtt time.Duration) {
 	m.mu.Lock()
 	m.note(rtt)
 	was := m.state
-	switch was {
-	case stateNew:
+	switch {
+	case was == stateNew:
 		m.set(stateUp)
-	case stateDown:
+	case was == stateDown && !time.Now().Before(m.retry): // else it was a round's probe
 		m.set(stateTrial)
 	}
 	if m.alive.Err() != nil {
 		m.alive, m.kill = context.WithCancel(context.Background())
 	}
+	changed := m.state != was
 	m.mu.Unlock()
-	if was == stateNew || was == stateDown {
+	if changed {
 		m.changed()
 	}
 }
