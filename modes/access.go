@@ -149,12 +149,12 @@ func (a *accessFlags) resolve(ctx context.Context, say func(string), own, shared
 		own = a.credsFile
 	}
 	creds, err := ReadCredentials(own)
-	missing := errors.Is(err, fs.ErrNotExist) && a.credsFile == ""
-	if missing && shared != own {
+	optional := a.credsFile == ""
+	if optional && errors.Is(err, fs.ErrNotExist) && shared != own {
 		creds, err = ReadCredentials(shared)
 		creds.Token = ""
 	}
-	if err != nil && !(missing && errors.Is(err, fs.ErrNotExist)) {
+	if err != nil && !(optional && errors.Is(err, fs.ErrNotExist)) {
 		return access, err
 	}
 	access.complete(creds)
@@ -191,13 +191,9 @@ func firstContact(ctx context.Context, access Access, file string, say func(stri
 		return "", nil
 	}
 	addr := access.hostPort()
-	known := map[string]string{}
-	data, err := os.ReadFile(file)
-	if err == nil {
-		err = json.Unmarshal(data, &known)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read the keys of known admins: %s: %w", file, err)
+	known, err := knownAdmins(file)
+	if err != nil {
+		return "", err
 	}
 	if pin := known[addr]; pin != "" {
 		return pin, nil
@@ -209,12 +205,40 @@ func firstContact(ctx context.Context, access Access, file string, say func(stri
 	if err != nil {
 		return "", fmt.Errorf("first contact with admin: %w", err)
 	}
-	known[addr] = pin
-	if err := writeSecret(file, known); err != nil {
-		return "", fmt.Errorf("remember admin's key: %w", err)
+	if err := remember(addr, pin, file); err != nil {
+		return "", err
 	}
 	say(fmt.Sprintf("First contact with admin at %s: its key is %s. It is trusted from now on (%s); compare it with what admin printed at its start.", addr, pin, file))
 	return pin, nil
+}
+
+// knownAdmins returns the pins by host:port that were learnt at first contacts.
+func knownAdmins(file string) (map[string]string, error) {
+	known := map[string]string{}
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return known, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &known)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the keys of known admins: %s: %w", file, err)
+	}
+	return known, nil
+}
+
+// remember adds a pin to the file.
+func remember(addr, pin, file string) error {
+	known, err := knownAdmins(file)
+	if err != nil || known[addr] == pin {
+		return err
+	}
+	known[addr] = pin
+	if err := writeSecret(file, known); err != nil {
+		return fmt.Errorf("remember admin's key: %w", err)
+	}
+	return nil
 }
 
 // trusted tells whether the system trusts the server's certificate for its

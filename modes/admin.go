@@ -93,6 +93,14 @@ func listenAndServe(ctx context.Context, s server) error {
 	return err
 }
 
+// unlessEnding returns err, or nil if it comes from being told to end.
+func unlessEnding(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
 // Listen opens the database and binds the addresses. After it, Access is known
 // and clients may connect.
 func (a *Admin) Listen() (err error) {

@@ -51,12 +51,17 @@ func (i *initialising) run(ctx context.Context) error {
 	if err := i.readToken(); err != nil {
 		return err
 	}
-	access, err := i.access.resolve(ctx, i.say, os.DevNull+"/none", homeFolder("credentials.json"))
+	access, err := i.access.resolve(ctx, i.say, file, homeFolder("credentials.json"))
 	if err != nil {
 		return err
 	}
 	if err := i.try(ctx, access.Client()); err != nil {
 		return err
+	}
+	if i.access.Pin != "" { // the operator's word counts for later first contacts, too
+		if err := remember(access.hostPort(), access.Pin, homeFolder("admins.json")); err != nil {
+			return err
+		}
 	}
 	creds := Credentials{AdminAddr: access.Addr, AdminPin: access.Pin, Token: access.Token}
 	if err := creds.write(file); err != nil {

@@ -165,7 +165,7 @@ func (m *Meta) Serve(ctx context.Context) (err error) {
 	settings := feed[admin.MetaSettings]{m.client, filepath.Join(m.DBFolder, "settings.json"), m.Log}
 	last, err := settings.first(ctx)
 	if err != nil {
-		return err
+		return unlessEnding(ctx, err)
 	}
 	m.apply(last.Settings)
 	srv, err := tree.New(tree.Config{

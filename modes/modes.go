@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+
+	"flexfs/internal/tlspin"
 )
 
 // What the program ends with.
@@ -165,10 +167,13 @@ func report(err error, command string, errOut io.Writer) int {
 	case errors.As(err, &usage):
 		fmt.Fprintf(errOut, "%s: %v\nTry %q.\n", command, err, command+" --help")
 		return exitUsage
-	default:
-		fmt.Fprintf(errOut, "%s: %v\n", command, err)
-		return exitFailed
 	}
+	fmt.Fprintf(errOut, "%s: %v\n", command, err)
+	var mismatch *tlspin.MismatchError
+	if errors.As(err, &mismatch) {
+		fmt.Fprintf(errOut, "If it was changed on purpose: flexfs configure init --adminPin %s\n", mismatch.Got)
+	}
+	return exitFailed
 }
 
 // commandName returns the name of the command that args (arranged) call.

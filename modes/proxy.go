@@ -131,7 +131,7 @@ func (p *Proxy) Serve(ctx context.Context) (err error) {
 	settings := feed[admin.ProxySettings]{p.client, filepath.Join(p.StateFolder, "settings.json"), p.Log}
 	last, err := settings.first(ctx)
 	if err != nil {
-		return err
+		return unlessEnding(ctx, err)
 	}
 	p.apply(last.Settings)
 	if err := p.agrees(last.Settings.Group); err != nil {

@@ -42,7 +42,7 @@ func (f *feed[T]) first(ctx context.Context) (admin.Fetched[T], error) {
 	case err == nil:
 		f.keep(got.Settings)
 		return got, nil
-	case errors.As(err, &refused) || f.file == "":
+	case errors.As(err, &refused) && refused.Status < 500 || f.file == "":
 		return got, fmt.Errorf("settings: %w", err)
 	}
 	data, noFile := os.ReadFile(f.file)

@@ -228,27 +228,19 @@ func (u *Up) Serve(ctx context.Context) (err error) {
 	}()
 	client, err := u.startAdmin(ctx)
 	if err != nil {
-		return u.interrupted(ctx, err)
+		return unlessEnding(ctx, err)
 	}
 	if err := u.configure(ctx, client); err != nil {
-		return u.interrupted(ctx, err)
+		return unlessEnding(ctx, err)
 	}
 	if err := u.startProxies(ctx); err != nil {
-		return u.interrupted(ctx, err)
+		return unlessEnding(ctx, err)
 	}
 	if err := u.startMount(ctx); err != nil {
-		return u.interrupted(ctx, err)
+		return unlessEnding(ctx, err)
 	}
 	u.say(u.hints())
 	return u.watch(ctx)
-}
-
-// interrupted returns nil if err comes from being told to end.
-func (u *Up) interrupted(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 func (u *Up) say(text string) { fmt.Fprintln(u.Out, text) }
