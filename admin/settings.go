@@ -220,7 +220,8 @@ func (a *api) serveSettings(scope string) http.HandlerFunc {
 			case <-a.db.closed:
 				a.fail(w, r, bolterrors.ErrDatabaseNotOpen)
 				return
-			case <-r.Context().Done():
+			case <-r.Context().Done(): // the caller is gone, or the server ends
+				a.fail(w, r, refuse(http.StatusServiceUnavailable, "admin ends"))
 				return
 			}
 		}
