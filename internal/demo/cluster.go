@@ -98,11 +98,12 @@ func readProxies(out io.Reader) map[string]int {
 }
 
 // mountSecond mounts the volume again, in the background as a user would.
-func (c *cluster) mountSecond(ctx context.Context) (string, error) {
+func (c *cluster) mountSecond(ctx context.Context) error {
 	if err := os.Mkdir(c.second, 0o755); err != nil {
-		return "", err
+		return err
 	}
-	return c.flexfs(ctx, "mount", "--credsFile", c.state("mount.json"), "--memCapacity", "64MiB", "my-volume", c.second)
+	_, err := c.flexfs(ctx, "mount", "--credsFile", c.state("mount.json"), "--memCapacity", "64MiB", "my-volume", c.second)
+	return err
 }
 
 // addProxy starts a proxy of group 1 beside up and returns its address.

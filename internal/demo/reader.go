@@ -45,9 +45,19 @@ func (l *load) end() (said string, bytes int64, err error) {
 	return said, l.bytes.Load(), errors.Join(l.read, l.wrote)
 }
 
-// pass waits until the file was read n more times.
-func (l *load) pass(ctx context.Context, n int64) error {
-	want := l.passes.Load() + n
+// begun waits until the load reads.
+func (l *load) begun(ctx context.Context) error {
+	return until(ctx, func() error {
+		if l.bytes.Load() < bigFile/4 {
+			return errors.New("nothing is read")
+		}
+		return nil
+	})
+}
+
+// pass waits until the file was read from start to end once more.
+func (l *load) pass(ctx context.Context) error {
+	want := l.passes.Load() + 2 // the next one may have begun before
 	return until(ctx, func() error {
 		if l.passes.Load() < want {
 			return errors.New("the file is not read to its end any more")
@@ -122,6 +132,10 @@ func (l *load) write(ctx context.Context, folder string) error {
 			return fmt.Errorf("%s read wrong", name)
 		}
 		l.bytes.Add(2 * int64(len(data)))
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond): // leave the machine to the reader
+		}
 	}
 	return nil
 }

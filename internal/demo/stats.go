@@ -37,15 +37,20 @@ func (s stats) chosen() *groupStats {
 	return nil
 }
 
+// group says which group a mount chose.
+func (s stats) group() string {
+	g := s.chosen()
+	if g == nil {
+		return "no group, the bucket directly"
+	}
+	return fmt.Sprintf("group %d of %d, RTT %v", g.ID, len(s.Proxies.Groups), g.RTT.Round(time.Microsecond))
+}
+
 // String says where a mount's blocks came from.
 func (s stats) String() string {
-	group := "no group"
-	if g := s.chosen(); g != nil {
-		group = fmt.Sprintf("group %d, RTT %v", g.ID, g.RTT.Round(time.Microsecond))
-	}
 	n := s.Proxies.Counts
 	return fmt.Sprintf("%s; %d hits in memory, %d requests to proxies (%d not to the owner), %d to the bucket",
-		group, s.Memory.Hits, n.Proxied, n.Failovers, n.Direct+n.Fallbacks)
+		s.group(), s.Memory.Hits, n.Proxied, n.Failovers, n.Direct+n.Fallbacks)
 }
 
 // A proxyGroup is what configure shows of one.
