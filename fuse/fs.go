@@ -96,6 +96,8 @@ type FS struct {
 	wake    chan struct{} // the flusher has something to do
 	statfs  atomic.Pointer[meta.Statfs]
 	locking chan struct{} // an element per lock that is waited for
+
+	teaching atomic.Bool // the kernel is being told about polling
 }
 
 // A kernelCache is the way to tell the kernel that it must forget something.

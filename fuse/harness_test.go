@@ -3,9 +3,6 @@ package fuse
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -240,7 +237,3 @@ func failures(out []byte) []byte {
 	}
 	return b.Bytes()
 }
-
-var _ = errors.Is
-var _ = fmt.Sprint
-var _ = io.EOF

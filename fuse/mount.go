@@ -49,7 +49,6 @@ type Mounted struct {
 
 	fs   *FS
 	conn *connection
-	dev  string // major:minor
 	done chan struct{}
 	err  error // valid after done
 }
@@ -81,9 +80,11 @@ func (fs *FS) Mount(ctx context.Context, dir string) (*Mounted, error) {
 		stop()
 		return nil, fmt.Errorf("fuse: mount on %s: %w", dir, err)
 	}
-	m.dev = deviceOf(dir)
-	raiseReadAhead(fs, m.dev)
+	raiseReadAhead(fs, deviceOf(dir))
 	go m.finish(lib, stop)
+	if err := fs.teachPoll(dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("fuse: try the mount on %s: %w", dir, err), m.cutOff(nil))
+	}
 	return m, nil
 }
 
@@ -172,12 +173,8 @@ func (m *Mounted) Unmount(ctx context.Context) error {
 
 // cutOff ends a mount that is in use.
 func (m *Mounted) cutOff(cause error) error {
-	if err := syscall.Unmount(m.Dir, syscall.MNT_DETACH); err != nil {
+	if err := syscall.Unmount(m.Dir, syscall.MNT_FORCE|syscall.MNT_DETACH); err != nil {
 		return fmt.Errorf("fuse: unmount %s: %w", m.Dir, errors.Join(cause, err))
-	}
-	_, minor, _ := strings.Cut(m.dev, ":")
-	if err := os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0); err != nil {
-		return fmt.Errorf("fuse: %s is in use and goes on until it is not: %w", m.Dir, err)
 	}
 	return errors.Join(fmt.Errorf("fuse: %s was in use and its users were cut off", m.Dir), m.Wait())
 }

@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -35,7 +36,7 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 	}
 	in.mu.Lock()
 	if app {
-		off = in.current().Size
+		off = in.appendAt()
 		if off+uint64(len(p)) > meta.MaxSize {
 			in.mu.Unlock()
 			fs.budget.release(need)
@@ -48,6 +49,15 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 	fs.budget.release(need - took)
 	fs.markDirty(in)
 	return nil
+}
+
+// appendAt returns where an append goes: behind what was appended before, which
+// a flush moves as a whole if others appended meanwhile. in.mu is held.
+func (in *inode) appendAt() uint64 {
+	if run := &in.content.run; run.on {
+		return run.end
+	}
+	return in.current().Size
 }
 
 // writeLocked copies p into dirty blocks, starts the upload of those that are
@@ -144,7 +154,9 @@ func (fs *FS) upload(in *inode, u *upload) {
 			fs.remove(in, &rec)
 		}
 	case err != nil:
-		fs.stats.Errors.Add(1)
+		if !errors.Is(err, errOvertaken) {
+			fs.stats.Errors.Add(1)
+		}
 		fs.redirty(ct, idx, u.d)
 	default:
 		fs.setPending(in, idx, u.d, rec)
@@ -168,8 +180,8 @@ func (fs *FS) redirty(ct *content, idx uint32, d *dirty) {
 func (fs *FS) setPending(in *inode, idx uint32, d *dirty, rec meta.Block) {
 	ct := &in.content
 	if old := ct.pend[idx]; old != nil {
-		if old.rec.Gen == rec.Base { // made from one that is not committed
-			rec.Base, rec.Whole = old.rec.Base, old.rec.Whole
+		if old.rec.Gen == rec.Base && !rec.Whole { // made from one that is not committed
+			rec.Base, rec.BaseLen, rec.Whole = old.rec.Base, old.rec.BaseLen, old.rec.Whole
 		}
 		if old.d != nil {
 			fs.budget.force(d.under(old.d))
@@ -187,6 +199,20 @@ func (fs *FS) setPending(in *inode, idx uint32, d *dirty, rec meta.Block) {
 		ct.pend = map[uint32]*pending{}
 	}
 	ct.pend[idx] = p
+}
+
+// errOvertaken is the failure of an upload of appended bytes: others appended to
+// the same place meanwhile.
+var errOvertaken = errors.New("fuse: the file grew elsewhere")
+
+// overtaken reports whether a block that was appended to has bytes of others
+// where ours begin.
+func (fs *FS) overtaken(in *inode, idx uint32, base *meta.Block) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	ct := &in.content
+	at := uint64(idx) * uint64(fs.blockSize())
+	return ct.run.on && ct.pend[idx] == nil && base.Len > 0 && at+uint64(base.Len) > ct.run.start
 }
 
 // put merges the written bytes with what the block had, stores it, and returns
@@ -209,8 +235,10 @@ func (fs *FS) put(in *inode, idx uint32, u *upload) (meta.Block, error) {
 			return rec, err
 		}
 	}
-	rec.Base = base.Gen
-
+	rec.Base, rec.BaseLen = base.Gen, base.Len
+	if fs.overtaken(in, idx, &base) {
+		return rec, errOvertaken
+	}
 	buf := fs.buffer()
 	defer fs.recycle(buf)
 	data := (*buf)[:max(int(base.Len), u.d.end())]
@@ -281,7 +309,7 @@ func (fs *FS) flush(ctx context.Context, in *inode) error {
 		case err == nil:
 			fs.cleaned(in)
 			return fs.takeErr(in)
-		case e == syscall.ESTALE:
+		case e == syscall.ESTALE, errors.Is(err, errOvertaken):
 			fs.stats.Merges.Add(1)
 			if err := fs.rebase(ctx, in); err != nil {
 				return err
@@ -476,12 +504,12 @@ func (fs *FS) committed(in *inode, rep *meta.Reply, list []*pending, writes uint
 	}
 	for _, p := range list {
 		rec := p.rec
-		rec.Base, rec.Whole = meta.Gen{}, false
+		rec.Base, rec.BaseLen, rec.Whole = meta.Gen{}, 0, false
 		if mine {
 			ct.record(rec)
 		}
 		if now := ct.pend[rec.Index]; now != p && now != nil {
-			now.rec.Base, now.rec.Whole = rec.Gen, now.d == nil // it was made from this one
+			now.rec.Base, now.rec.BaseLen, now.rec.Whole = rec.Gen, 0, now.d == nil // it was made from this one
 			continue
 		}
 		delete(ct.pend, rec.Index)
