@@ -258,7 +258,7 @@ func TestHostileMessagesTakeBoundedMemory(t *testing.T) {
 		"entries and blocks in turns": {10<<1 | formBytes, 0, 9<<1 | formBytes, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := bytes.Repeat(element, MaxFrame/len(element))
+			b := bytes.Repeat(element, 1<<20/len(element))
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			var r Reply
