@@ -174,7 +174,7 @@ func share(r *Ring, keys []uint64) map[string]float64 {
 func tolerance(n int, p float64) float64 { return 6 * math.Sqrt(float64(n)*p*(1-p)) }
 
 func TestSharesAreEqual(t *testing.T) {
-	const n = 20000
+	const n = 6000
 	rapid.Check(t, func(t *rapid.T) {
 		nodes := names(t, 1, 16)
 		p := 1 / float64(len(nodes))
@@ -188,7 +188,7 @@ func TestSharesAreEqual(t *testing.T) {
 }
 
 func TestComingNodeTakesItsShareFromAll(t *testing.T) {
-	const n = 20000
+	const n = 6000
 	rapid.Check(t, func(t *rapid.T) {
 		nodes := names(t, 2, 10)
 		more, fewer := New(nodes...), New(nodes[1:]...)
@@ -211,7 +211,7 @@ func TestComingNodeTakesItsShareFromAll(t *testing.T) {
 }
 
 func TestSharesFollowWeights(t *testing.T) {
-	const n = 20000
+	const n = 6000
 	rapid.Check(t, func(t *rapid.T) {
 		var nodes []Node
 		var total float64

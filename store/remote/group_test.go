@@ -182,6 +182,24 @@ func TestTheFirstAnswerIsAMeasurement(t *testing.T) {
 	})
 }
 
+// A deadline of one request must not end the next on its connection.
+func TestAConnectionIsGoodForLong(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.fill(1)
+		h := w.proxy("a:1", time.Millisecond)
+		w.client(plain(1, "a:1"))
+		for range 5 {
+			w.readAll(1)
+			time.Sleep(2 * bodyTimeout) // probes go on
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.dials != 1 {
+			t.Errorf("%d connections were made, want 1", h.dials)
+		}
+	})
+}
+
 // The pauses before a member that passes probes is tried again grow.
 func TestAMemberThatFailsWhenUsedIsTriedLessAndLess(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

@@ -91,10 +91,15 @@ func Handler(s Server) http.Handler {
 	mux.HandleFunc("GET "+metricPath, h.serveMetrics)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(headerProxy, "1")
-		// The deadline of the request before on this connection would stay.
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(bodyTimeout))
+		bound(w)
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// bound gives the client from now on a time to take the answer. The next request
+// on the connection has its own.
+func bound(w http.ResponseWriter) {
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(bodyTimeout)) // an error: w has none, as in a test
 }
 
 // NewHTTPServer returns a server for h with the limits that the protocol needs:
@@ -297,7 +302,7 @@ func (h *handler) put(ctx context.Context, w http.ResponseWriter, s store.Store,
 }
 
 func (h *handler) send(w http.ResponseWriter, r *http.Request, a answer) {
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(bodyTimeout))
+	bound(w)
 	header := w.Header()
 	size := len(a.body[0]) + len(a.body[1])
 	if a.empty || a.part && size == 0 {
@@ -329,6 +334,7 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, c code, err err
 	if c == codeOrigin || c == codeCorrupt {
 		h.Log.Warn("block request failed", "method", r.Method, "path", r.URL.Path, "client", r.RemoteAddr, "err", err)
 	}
+	bound(w)
 	text := err.Error()
 	var known *refusal
 	if errors.As(err, &known) {

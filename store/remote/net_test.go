@@ -29,6 +29,7 @@ type host struct {
 	moved chan struct{}
 	slow  time.Duration // what a new connection takes
 	conns map[*link]bool
+	dials int
 	calls chan net.Conn // to be accepted
 	done  chan struct{}
 }
@@ -135,6 +136,7 @@ func (n *network) Dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	far := &link{Conn: b, host: s, far: true, closed: make(chan struct{})}
 	s.mu.Lock()
 	s.conns[near], s.conns[far] = true, true
+	s.dials++
 	s.mu.Unlock()
 	select {
 	case s.calls <- far:
