@@ -364,18 +364,35 @@ func (d *Disk) settle(e *entry, f *flight, err error) bool {
 }
 
 // claim makes the caller the only one to write or remove the block's file, until
-// unclaim, unless it is there already or somebody else is.
+// unclaim, unless it is there already or somebody else is. A bad file that is
+// still there is removed.
 func (d *Disk) claim(key store.Key) (have, mine bool) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if e := d.index[key]; e != nil {
-		return !e.bad, false
+	e := d.index[key]
+	_, taken := d.busy[key]
+	switch {
+	case e != nil && e.bad:
+		d.leave(e)
+		d.mu.Unlock()
+		return false, d.unlink(e) && d.reclaim(key)
+	case e == nil && !taken:
+		d.busy[key] = struct{}{}
+		mine = true
 	}
-	if _, taken := d.busy[key]; taken {
-		return false, false
+	d.mu.Unlock()
+	return e != nil, mine
+}
+
+// reclaim is claim for a block whose file was just removed.
+func (d *Disk) reclaim(key store.Key) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, taken := d.busy[key]
+	if taken || d.index[key] != nil {
+		return false
 	}
 	d.busy[key] = struct{}{}
-	return false, true
+	return true
 }
 
 func (d *Disk) unclaim(key store.Key) {
@@ -487,7 +504,8 @@ func (d *Disk) use(e *entry, verified bool) {
 	}
 	d.mu.Unlock()
 	if stamp {
-		_ = d.files.touch(fileName(e.key)) // only the order of eviction after a restart
+		// If it fails, only the order of eviction after a restart suffers.
+		d.guard(context.Background(), func() { _ = d.files.touch(fileName(e.key)) })
 	}
 }
 

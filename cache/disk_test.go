@@ -632,6 +632,41 @@ func TestOneBadSectorCostsOneBlock(t *testing.T) {
 	})
 }
 
+// TestABadFileThatStaysIsReplaced: a damaged file that could not be removed is
+// not read again, and is no obstacle later.
+func TestABadFileThatStaysIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		next := newSpy(t)
+		next.fill(t, 1, 5000)
+		f := newFakeFiles()
+		d := openFake(t, next, f, DiskConfig{Whole: true})
+		get(t, d, 0, 5000, 0, -1)
+		synctest.Wait()
+		f.m[fileName(storetest.Key(0))] = make([]byte, 4999)
+		f.setFail(func(op, _ string) error {
+			if op == "remove" {
+				return syscall.EIO
+			}
+			return nil
+		})
+		for range 2 {
+			get(t, d, 0, 5000, 0, -1)
+			synctest.Wait()
+		}
+		next.reached(t, 3, 0)
+		f.setFail(nil)
+		time.Sleep(2 * maxPause)
+		for range 3 {
+			get(t, d, 0, 5000, 0, -1)
+			synctest.Wait()
+		}
+		next.reached(t, 4, 0)
+		if s := d.Stats(); s.Blocks != 1 || s.Bytes != charge(5000) {
+			t.Errorf("%d blocks, %d bytes, want 1 and %d", s.Blocks, s.Bytes, charge(5000))
+		}
+	})
+}
+
 func TestAFullDiskMakesTheCacheSmallerForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		next := newSpy(t)
