@@ -101,7 +101,11 @@ func (fs *FS) mountConfig() *fuse.MountConfig {
 		options["allow_other"] = ""
 	}
 	if os.Getuid() == 0 { // an administrator's mount is a file system like any other
-		options["suid"], options["dev"] = "", ""
+		for _, o := range []string{"suid", "dev"} {
+			if _, no := options["no"+o]; !no {
+				options[o] = ""
+			}
+		}
 	}
 	return &fuse.MountConfig{
 		FSName:                  name,

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -15,8 +16,9 @@ import (
 // A family is processes of this program that end when this process does,
 // however it ends.
 type family struct {
-	program string // the binary
-	logs    string // folder of their logs
+	program string   // the binary
+	logs    string   // folder of their logs
+	lock    *os.File // stays locked until all have ended
 
 	start chan startRequest
 	all   []*child
@@ -41,8 +43,8 @@ type startRequest struct {
 const maxChildren = 64
 
 // newFamily returns an empty family. It is to be closed.
-func newFamily(program, logs string) *family {
-	f := &family{program: program, logs: logs, start: make(chan startRequest), ended: make(chan *child, maxChildren)}
+func newFamily(program, logs string, lock *os.File) *family {
+	f := &family{program: program, logs: logs, lock: lock, start: make(chan startRequest), ended: make(chan *child, maxChildren)}
 	go f.starter()
 	return f
 }
@@ -72,7 +74,7 @@ func (f *family) run(name string, env []string, extra []*os.File, args ...string
 	cmd.Args[0] = "flexfs"
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = extra
+	cmd.ExtraFiles = slices.Concat(extra, []*os.File{f.lock})
 	// A group of its own, so that Ctrl-C reaches us only and we end them in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	r := startRequest{cmd, make(chan error, 1)}

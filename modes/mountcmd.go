@@ -28,7 +28,7 @@ type mounting struct {
 }
 
 func mountCommand() *cli.Command {
-	m := &mounting{memory: Amount{Percent: 10}, Mount: Mount{DiskQuota: cache.Quota{Percent: 80}}}
+	m := &mounting{memory: Amount{Percent: 10}, Mount: Mount{DiskQuota: cache.Quota{Percent: 80}, AllowOther: os.Getuid() == 0}}
 	flags := []cli.Flag{
 		boolFlag(&m.foreground, "foreground", "stay in the foreground"),
 		textFlag(&m.logFile, "logFile", "`FILE` for the log of a mount in the background; else one in ~/.flexfs/mount"),
@@ -36,7 +36,7 @@ func mountCommand() *cli.Command {
 		textFlag(&m.DiskFolder, "diskFolder", "`FOLDER` for a cache of blocks on disk, which survives a restart; else there is none"),
 		quotaFlag(&m.DiskQuota, "diskQuota", "`SIZE` that the cache may take, or the share of the disk: 100GiB, 80%"),
 		boolFlag(&m.ReadOnly, "ro", "mount read-only"),
-		boolFlag(&m.AllowOther, "allowOther", "let all users in, not only the one who mounts"),
+		boolFlag(&m.AllowOther, "allowOther", "let all users in, not only the one who mounts; root's mounts do unless --allowOther=false"),
 		boolFlag(&m.NoATime, "noATime", "do not record when files were read"),
 		boolFlag(&m.NoDev, "noDev", "device files do not open devices"),
 		boolFlag(&m.NoExec, "noExec", "programs on it cannot be run"),

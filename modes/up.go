@@ -30,6 +30,7 @@ const (
 
 	startTimeout = 30 * time.Second // for one server to answer
 	stopTimeout  = 60 * time.Second // for a mount to write what it has
+	lockPatience = 3 * time.Second  // for the processes of an up that was killed to end
 )
 
 // Up is a whole cluster on this machine, for a first look: admin with the
@@ -139,17 +140,23 @@ func (u *Up) Listen() error {
 	return nil
 }
 
-// lockFile takes a lock that ends with this process.
+// lockFile takes a lock that ends with this process and those it is passed on
+// to. It waits a moment for processes that are about to end.
 func lockFile(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, err
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(20 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, err
+		}
 	}
-	return f, nil
 }
 
 // load reads the state of the last start, or makes a new one.
@@ -219,7 +226,7 @@ func (u *Up) file(elem ...string) string {
 // or the mount has ended. Whatever was started is stopped when it returns.
 func (u *Up) Serve(ctx context.Context) (err error) {
 	defer u.lock.Close()
-	u.family = newFamily(u.Program, u.file("log"))
+	u.family = newFamily(u.Program, u.file("log"), u.lock)
 	defer func() {
 		if len(u.family.all) > 0 {
 			u.say("Stopping.")
