@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,9 +33,11 @@ type world struct {
 	t      testing.TB
 	engine *engine.Memory
 	srv    *tree.Server
-	local  *meta.Local
 	bucket *faulty
 	log    *slog.Logger
+
+	mu    sync.Mutex
+	local *meta.Local
 }
 
 // faulty is a bucket that can be told to fail or to be slow.
@@ -129,6 +132,23 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
+func (w *world) dial(ctx context.Context) (net.Conn, error) {
+	w.mu.Lock()
+	local := w.local
+	w.mu.Unlock()
+	return local.Dial(ctx)
+}
+
+// breakConnections breaks all connections to the service. It answers again after
+// f has returned.
+func (w *world) breakConnections(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.local.Close()
+	f()
+	w.local = meta.Direct(w.srv, w.log)
+}
+
 func testLog(t testing.TB) *slog.Logger {
 	level := slog.LevelWarn
 	if os.Getenv("FLEXFS_TEST_DEBUG") != "" {
@@ -142,7 +162,7 @@ func (w *world) newFS(name string, cfg Config) *FS {
 	w.t.Helper()
 	var fs *FS
 	client := meta.NewClient(meta.ClientConfig{
-		Dial:   w.local.Dial,
+		Dial:   w.dial,
 		Token:  func() string { return "" },
 		Volume: testVolume,
 		Name:   name,

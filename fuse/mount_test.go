@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -496,4 +497,54 @@ func TestUnmountOfAMountInUse(t *testing.T) {
 	}
 	_, other := w.mount("two", Config{})
 	expect(t, "what was not closed", filepath.Join(other, "f"), want)
+}
+
+func TestWorkGoesOnAfterTheConnectionBroke(t *testing.T) {
+	w, a, b := twoMounts(t)
+	put(t, filepath.Join(a, "f"), pattern(300_000, 1))
+	f, err := os.OpenFile(filepath.Join(a, "f"), os.O_RDWR, 0)
+	must(t, "open", err)
+	defer f.Close()
+	must(t, "flock", syscall.Flock(int(f.Fd()), syscall.LOCK_EX))
+	_, err = f.WriteAt(pattern(1000, 2), 0)
+	must(t, "write", err)
+	stat := make(chan error, 1)
+	w.breakConnections(func() {
+		go func() {
+			_, err := os.Stat(filepath.Join(b, "not there"))
+			stat <- err
+		}()
+		_, err = f.WriteAt(pattern(1000, 3), 1000)
+		must(t, "write while the service is away", err)
+	})
+	if err := <-stat; !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the stat that waited: %v", err)
+	}
+	must(t, "fsync", f.Sync())
+	want := slices.Concat(pattern(1000, 2), pattern(1000, 3), pattern(300_000, 1)[2000:])
+	expect(t, "on the other mount", filepath.Join(b, "f"), want)
+	g, err := os.Open(filepath.Join(b, "f"))
+	must(t, "open", err)
+	defer g.Close()
+	if err := syscall.Flock(int(g.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != syscall.EAGAIN {
+		t.Errorf("the lock is not held any more: %v", err)
+	}
+}
+
+func TestAMountIsReadOnly(t *testing.T) {
+	w := newWorld(t)
+	_, rw := w.mount("rw", Config{})
+	put(t, filepath.Join(rw, "f"), []byte("x"))
+	_, ro := w.mount("ro", Config{ReadOnly: true})
+	expect(t, "read", filepath.Join(ro, "f"), []byte("x"))
+	for what, err := range map[string]error{
+		"write":  os.WriteFile(filepath.Join(ro, "f"), nil, 0),
+		"mkdir":  os.Mkdir(filepath.Join(ro, "d"), 0o755),
+		"unlink": os.Remove(filepath.Join(ro, "f")),
+		"chmod":  os.Chmod(filepath.Join(ro, "f"), 0),
+	} {
+		if !errors.Is(err, syscall.EROFS) {
+			t.Errorf("%s: %v, want EROFS", what, err)
+		}
+	}
 }
