@@ -28,9 +28,11 @@ type world struct {
 	mu      sync.Mutex
 	config  VolumeConfig
 	deleted map[BlockRef]bool
-	lease   time.Duration
-	keep    time.Duration
-	maxHeld int
+
+	bucketErr error // of Delete
+	lease     time.Duration
+	keep      time.Duration
+	maxHeld   int
 }
 
 // newWorld returns a world, which is checked when the test ends.
@@ -74,6 +76,9 @@ func (w *world) start() {
 		Delete: func(_ context.Context, _ string, refs []BlockRef) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			if w.bucketErr != nil {
+				return w.bucketErr
+			}
 			for _, r := range refs {
 				w.deleted[r] = true
 			}

@@ -75,6 +75,9 @@ func (v *volume) tell(s *session, invals []meta.Inval, orphans []meta.Ino) error
 // alive before this server started and has not returned may have cached
 // anything.
 func (v *volume) concerned(s *session, invals []meta.Inval) map[*session][]meta.Inval {
+	if len(invals) == 0 {
+		return nil
+	}
 	tasks := make(map[*session][]meta.Inval)
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -85,21 +88,10 @@ func (v *volume) concerned(s *session, invals []meta.Inval) map[*session][]meta.
 			}
 		}
 	}
-	if len(invals) == 0 {
-		return nil
-	}
-	for _, other := range v.sessions {
-		if other != s && !other.returned() {
-			tasks[other] = slices.Clone(invals)
-		}
+	for other := range v.absent {
+		tasks[other] = slices.Clone(invals)
 	}
 	return tasks
-}
-
-func (s *session) returned() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.fresh
 }
 
 // callBack tells one session what it must no longer believe, over whatever

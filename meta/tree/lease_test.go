@@ -379,3 +379,56 @@ func TestAnUnlinkedFileInUseCanGetANameAgain(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+func TestABucketThatIsAwayDelaysTheCollector(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.bucketErr = errors.New("the bucket is away")
+		w.run(t)
+		c := w.hello("rw:")
+		defer c.pinging(t)()
+		f := c.file(meta.Root, "f")
+		c.write(f, 0, 2)
+		c.write(f, 0, 1)
+		c.ok(on(meta.OpUnlink, meta.Root, "f"))
+		c.ok(&meta.Request{Op: meta.OpClose, Inos: []meta.Ino{f}})
+		time.Sleep(time.Hour)
+		if n := w.deletes(); n != 0 {
+			t.Errorf("%d blocks were deleted", n)
+		}
+		w.check()
+		w.mu.Lock()
+		w.bucketErr = nil
+		w.mu.Unlock()
+		time.Sleep(time.Minute)
+		if n := w.deletes(); n != 3 {
+			t.Errorf("%d blocks were deleted, want 3", n)
+		}
+	})
+}
+
+func TestARepetitionWaitsForTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		b.do(on(meta.OpLookup, meta.Root, "f"))
+		answer := make(chan bool)
+		b.conn.push = func(context.Context, *meta.Request) (*meta.Reply, error) {
+			<-answer
+			return &meta.Reply{}, nil
+		}
+		req := &meta.Request{Op: meta.OpMake, Seq: 1, Ino: meta.Root, Name: "f", Mode: reg}
+		first := a.background(req)
+		pending(t, first)
+		if r := a.resume(&meta.Request{}); r.Errno != 0 {
+			t.Fatal(r.Errno)
+		}
+		second := a.background(req)
+		pending(t, second)
+		close(answer)
+		one, two := <-first, <-second
+		if one.Errno != 0 || two.Errno != 0 || one.Attr.Ino != two.Attr.Ino {
+			t.Errorf("first %+v, second %+v", one, two)
+		}
+	})
+}

@@ -373,10 +373,8 @@ func (v *volume) settled(ctx context.Context) error {
 func (v *volume) missing() *session {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, s := range v.sessions {
-		if !s.returned() {
-			return s
-		}
+	for s := range v.absent {
+		return s
 	}
 	return nil
 }

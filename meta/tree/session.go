@@ -178,6 +178,9 @@ func (srv *Server) attach(s *session, conn meta.Conn) {
 	s.contact = time.Now()
 	s.signal()
 	s.mu.Unlock()
+	s.v.mu.Lock()
+	delete(s.v.absent, s)
+	s.v.mu.Unlock()
 	if old != nil && old != conn {
 		srv.mu.Lock()
 		delete(srv.conns, old)
@@ -309,6 +312,7 @@ func (v *volume) forget(s *session) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.sessions, s.id)
+	delete(v.absent, s)
 	for ino := range s.holds {
 		remove(v.holders, ino, s)
 	}
@@ -337,7 +341,9 @@ func (v *volume) loadSession(id uint64, kind byte, rest, value []byte) error {
 		if err := json.Unmarshal(value, &rec); err != nil {
 			return fmt.Errorf("%w: %w", bad, err)
 		}
-		v.sessions[id] = v.newSession(id, rec)
+		s := v.newSession(id, rec)
+		v.sessions[id] = s
+		v.absent[s] = struct{}{}
 		return nil
 	}
 	s := v.sessions[id]

@@ -39,6 +39,7 @@ type volume struct {
 	// volume.mu, session.mu. Nobody talks to a client while holding any.
 	mu              sync.Mutex
 	sessions        map[uint64]*session
+	absent          map[*session]struct{} // alive before the server started, and not back
 	holders         map[meta.Ino]map[*session]struct{}
 	open            map[meta.Ino]map[*session]struct{} // unlinked inodes in use
 	nextIno, endIno meta.Ino                           // leased numbers
@@ -73,6 +74,7 @@ func (srv *Server) newVolume(id string, record []byte) (*volume, error) {
 		num:       binary.BigEndian.Uint32(record[1:]),
 		blockSize: binary.BigEndian.Uint32(record[5:]),
 		sessions:  make(map[uint64]*session),
+		absent:    make(map[*session]struct{}),
 		holders:   make(map[meta.Ino]map[*session]struct{}),
 		open:      make(map[meta.Ino]map[*session]struct{}),
 	}
