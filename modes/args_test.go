@@ -1,9 +1,12 @@
 package modes
 
 import (
+	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -85,5 +88,37 @@ func TestEnvironmentVariableOfAFlag(t *testing.T) {
 		if got := envName(flag); got != want {
 			t.Errorf("envName(%q) = %q, want %q", flag, got, want)
 		}
+	}
+}
+
+func TestTheTokenLeavesTheCommandLine(t *testing.T) {
+	for line, want := range map[string]string{
+		"flexfs mount v d --token secret":           "flexfs mount v d",
+		"flexfs mount -token=secret v d --ro":       "flexfs mount v d --ro",
+		"mount.flexfs v d -o ro,token=secret,noDev": "mount.flexfs v d -o ro,noDev",
+		"flexfs mount v d --tokenFile f":            "flexfs mount v d --tokenFile f",
+	} {
+		if got := strings.Join(withoutToken(strings.Fields(line)), " "); got != want {
+			t.Errorf("withoutToken(%q) = %q, want %q", line, got, want)
+		}
+	}
+}
+
+func TestSystemdIsToldWhenItWantsToKnow(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Setenv("NOTIFY_SOCKET", "")
+	notifySystemd("READY=1") // to nobody
+	t.Setenv("NOTIFY_SOCKET", name)
+	notifySystemd("STOPPING=1")
+	got := make([]byte, 100)
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	n, err := conn.Read(got)
+	if err != nil || string(got[:n]) != "STOPPING=1" {
+		t.Errorf("systemd was told %q, %v; want STOPPING=1", got[:n], err)
 	}
 }

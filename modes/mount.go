@@ -116,7 +116,7 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	origin, err := openBucket(ctx, s.BlockStore, m.Log) // the truth
+	origin, err := OpenBucket(ctx, s.BlockStore, m.Log) // the truth
 	if err != nil {
 		return nil, err
 	}

@@ -73,6 +73,11 @@ func (m *mounting) run(c *cli.Context) error {
 	if m.Dir, err = filepath.Abs(args[1]); err != nil {
 		return err
 	}
+	if m.DiskFolder != "" {
+		if m.DiskFolder, err = filepath.Abs(m.DiskFolder); err != nil {
+			return err
+		}
+	}
 	if m.MemCapacity, err = m.memory.memory(); err != nil {
 		return err
 	}
@@ -97,6 +102,11 @@ func (m *mounting) serve(ctx context.Context, r *reporter) (err error) {
 	if err := m.Listen(ctx); err != nil {
 		return err
 	}
+	if r.background != nil {
+		if err := os.Chdir("/"); err != nil { // keep no other file system busy
+			m.Log.Warn("working directory stays", "err", err)
+		}
+	}
 	r.say(m.Chosen())
 	r.ready()
 	return m.Serve(ctx)
@@ -111,20 +121,26 @@ func (m *mounting) startBackground(c *cli.Context) error {
 	}
 	args := os.Args
 	if m.access.Token != "" {
-		args = withoutFlag(args, "token")
+		args = withoutToken(args)
 		os.Setenv(envName("token"), m.access.Token)
 	}
 	return startBackground(c.Context, args, m.logFile, c.App.Writer)
 }
 
-// withoutFlag returns args without a flag that takes a value.
-func withoutFlag(args []string, name string) []string {
+// withoutToken returns args without --token and its value, also where it is an
+// option of mount(8).
+func withoutToken(args []string) []string {
 	var out []string
 	for i := 0; i < len(args); i++ {
+		name := strings.TrimLeft(args[i], "-")
 		switch {
-		case args[i] == "-"+name || args[i] == "--"+name:
+		case name != args[i] && name == "token":
 			i++
-		case strings.HasPrefix(args[i], "-"+name+"=") || strings.HasPrefix(args[i], "--"+name+"="):
+		case name != args[i] && strings.HasPrefix(name, "token="):
+		case args[i] == "-o" && i+1 < len(args):
+			i++
+			isToken := func(o string) bool { return strings.HasPrefix(o, "token=") }
+			out = append(out, "-o", strings.Join(slices.DeleteFunc(strings.Split(args[i], ","), isToken), ","))
 		default:
 			out = append(out, args[i])
 		}

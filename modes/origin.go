@@ -24,17 +24,18 @@ const (
 	originRequests = 64                     // at once; each may hold one block in memory
 )
 
-// openOrigin opens a bucket. Its errors say what is wrong with it.
+// openOrigin is OpenBucket with limits and repetitions.
 func openOrigin(ctx context.Context, b admin.BlockStore, log *slog.Logger) (store.Store, error) {
-	s, err := openBucket(ctx, b, log)
+	s, err := OpenBucket(ctx, b, log)
 	if err != nil {
 		return nil, err
 	}
 	return store.Limit(store.Retry(s, originTries, originPause), originRequests), nil
 }
 
-// openBucket is openOrigin without limits and repetitions.
-func openBucket(ctx context.Context, b admin.BlockStore, log *slog.Logger) (s store.Store, err error) {
+// OpenBucket opens the bucket of a block store. Its errors say what is wrong
+// with it.
+func OpenBucket(ctx context.Context, b admin.BlockStore, log *slog.Logger) (s store.Store, err error) {
 	switch b.APICode {
 	case "dir":
 		s, err = openFolder(b)

@@ -3,6 +3,7 @@ package modes
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,10 +41,11 @@ func TestScripts(t *testing.T) {
 			return err == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"usage":   usage,
-			"serving": serving,
-			"mounted": mounted,
-			"token":   token,
+			"usage":     usage,
+			"serving":   serving,
+			"listening": listening,
+			"mounted":   mounted,
+			"token":     token,
 		},
 	})
 }
@@ -97,6 +99,17 @@ func usage(ts *testscript.TestScript, neg bool, args []string) {
 func serving(ts *testscript.TestScript, neg bool, args []string) {
 	await(ts, func() error {
 		_, err := tlspin.Fetch(context.Background(), args[0])
+		return err
+	})
+}
+
+// listening waits until somebody listens at an address.
+func listening(ts *testscript.TestScript, neg bool, args []string) {
+	await(ts, func() error {
+		conn, err := net.DialTimeout("tcp", args[0], time.Second)
+		if err == nil {
+			conn.Close()
+		}
 		return err
 	})
 }

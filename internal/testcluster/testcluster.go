@@ -16,8 +16,6 @@ import (
 
 	"flexfs/admin"
 	"flexfs/cache"
-	"flexfs/meta/engine"
-	"flexfs/meta/tree"
 	"flexfs/modes"
 	"flexfs/store/remote"
 )
@@ -36,8 +34,8 @@ type Options struct {
 	Timing     remote.Timing     // of mounts' probes; zero fields: fast ones
 }
 
-// A Cluster runs until the end of its test, which then makes sure that the
-// metadata is consistent.
+// A Cluster runs until the end of its test, which then makes sure that all
+// blocks of all files are in the bucket and that the metadata is consistent.
 type Cluster struct {
 	Client *admin.Client // of an account
 	Volume admin.Volume
@@ -431,9 +429,16 @@ func (c *Cluster) end() {
 			c.report(p.run)
 		}
 	}
+	if c.Token != "" {
+		if err := c.checkBlocks(); err != nil {
+			c.t.Errorf("blocks: %v", err)
+		}
+	}
 	c.report(c.meta)
 	c.report(c.admin)
-	c.check()
+	if err := c.checkTree(); c.meta != nil && err != nil {
+		c.t.Errorf("metadata: %v", err)
+	}
 }
 
 func (c *Cluster) report(p *process) {
@@ -442,23 +447,6 @@ func (c *Cluster) report(p *process) {
 	}
 	if err := p.stop(); err != nil {
 		c.t.Errorf("%s: %v", p.name, err)
-	}
-}
-
-// check verifies the metadata that the service left.
-func (c *Cluster) check() {
-	e, err := engine.OpenPebble(c.path("meta", "data"), engine.Options{})
-	if err != nil {
-		c.t.Error(err)
-		return
-	}
-	defer e.Close()
-	problems, err := tree.Check(context.Background(), e)
-	if err != nil {
-		c.t.Error(err)
-	}
-	for _, p := range problems {
-		c.t.Errorf("metadata: %v", p)
 	}
 }
 
@@ -478,6 +466,15 @@ func start(name string, serve func(context.Context) error) *process {
 		p.err = serve(ctx)
 	}()
 	return p
+}
+
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // stop ends the server and waits for it. Stopping it again does nothing.

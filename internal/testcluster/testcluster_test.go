@@ -2,12 +2,14 @@ package testcluster
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"testing"
 
 	"flexfs/modes"
+	"flexfs/store"
 )
 
 // contents returns n bytes that depend on the seed only and do not compress.
@@ -104,6 +106,32 @@ func TestMembersChangeUnderALiveMount(t *testing.T) {
 		return nil
 	})
 	wantFile(t, c.Mount(nil).Path("a"), contents(3, 40<<20))
+}
+
+func TestABlockThatIsGoneIsFound(t *testing.T) {
+	c := Start(t, Options{Groups: -1})
+	m := c.Mount(nil)
+	write(t, m.Path("a"), contents(7, 1<<20))
+	m.Unmount()
+	if err := c.checkBlocks(); err != nil {
+		t.Fatal(err)
+	}
+	bucket := c.Bucket
+	if err := os.Rename(bucket, bucket+"-gone"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(bucket, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.checkBlocks(); !errors.Is(err, store.ErrNotExist) {
+		t.Errorf("the bucket is empty, and the check says %v", err)
+	}
+	if err := os.RemoveAll(bucket); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(bucket+"-gone", bucket); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestServersComeBack(t *testing.T) {
