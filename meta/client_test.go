@@ -333,7 +333,11 @@ func TestTheLeaseCountsFromTheSending(t *testing.T) {
 			}
 			return nil
 		}
-		c := connect(t, direct(t, h), meta.ClientConfig{})
+		l, dials := direct(t, h), 0
+		c := connect(t, nil, meta.ClientConfig{Dial: func(ctx context.Context) (net.Conn, error) {
+			dials++
+			return l.Dial(ctx)
+		}})
 		time.Sleep(time.Second)
 		sent := time.Now()
 		c.Do(t.Context(), &meta.Request{Op: meta.OpStatfs})
@@ -341,8 +345,8 @@ func TestTheLeaseCountsFromTheSending(t *testing.T) {
 			t.Errorf("the lease ends %v after the sending, want %v", got.Sub(sent), toyLease)
 		}
 		time.Sleep(time.Hour)
-		if !c.LeaseValid() {
-			t.Error("an idle client lets its lease end")
+		if !c.LeaseValid() || dials != 1 {
+			t.Errorf("an idle client: lease valid %v, %d connections", c.LeaseValid(), dials)
 		}
 	})
 }
@@ -484,6 +488,25 @@ func TestAWaitingLockWithoutAServiceCanBeInterrupted(t *testing.T) {
 	})
 }
 
+// The service gives up a wait when it stops. The program that waits did not ask
+// for that.
+func TestAnInterruptionOfTheServiceIsNotTheCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newToy()
+		var times atomic.Int64
+		h.serve = func(ctx context.Context, req *meta.Request) *meta.Reply {
+			if req.Op == meta.OpSetlk && times.Add(1) < 3 {
+				return &meta.Reply{Errno: syscall.EINTR}
+			}
+			return nil
+		}
+		c := connect(t, direct(t, h), meta.ClientConfig{})
+		if _, err := c.Do(t.Context(), setlk(syscall.F_WRLCK, true)); err != nil || times.Load() != 3 {
+			t.Errorf("after %d times: %v", times.Load(), err)
+		}
+	})
+}
+
 func TestManyWaitingLocksLeaveRoomForOtherRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := direct(t, newToy())
@@ -528,7 +551,10 @@ func TestInvalsComeBeforeLaterReplies(t *testing.T) {
 			return &meta.Reply{Attr: meta.Attr{Ino: meta.Ino(n)}}
 		}
 		c := connect(t, direct(t, h), meta.ClientConfig{
-			Stale: func(list []meta.Inval) { stale.Store(int64(list[0].Ino)) },
+			Stale: func(list []meta.Inval) {
+				time.Sleep(time.Millisecond)
+				stale.Store(int64(list[0].Ino))
+			},
 			Inval: func([]meta.Inval) []meta.Ino { time.Sleep(time.Minute); return nil },
 		})
 		for range 100 {
