@@ -37,6 +37,8 @@ type Admin struct {
 	Lease        time.Duration // of mounts' caches and locks; 0: the service's default
 	Keep         time.Duration // of deleted blocks at least; 0: the service's default
 
+	DebugAddr string // for metrics and profiles; "": none
+
 	NewCredentials bool // write the first account's credentials file even if it is not new
 
 	Log *slog.Logger
@@ -46,6 +48,7 @@ type Admin struct {
 	ln     net.Listener
 	h      http.Handler
 	meta   *Meta
+	debug  *debugServer
 }
 
 func adminCommand() *cli.Command {
@@ -65,6 +68,7 @@ func adminCommand() *cli.Command {
 			boolFlag(&a.NoMeta, "noMeta", "do not host a metadata service"),
 			textFlag(&a.MetaBindAddr, "metaBindAddr", "`ADDRESS` for the metadata service to listen on"),
 			textFlag(&a.MetaAddress, "metaAddress", "`ADDRESS` host:port that mounts reach the metadata service by; else the machine's name and metaBindAddr's port"),
+			debugFlag(&a.DebugAddr),
 			boolFlag(&a.NewCredentials, "newCredentials", "write credentials.json of the first account again"),
 		}, l.flags()...),
 		Action: func(c *cli.Context) error {
@@ -116,6 +120,9 @@ func (a *Admin) Listen() (err error) {
 	if err != nil {
 		return err
 	}
+	if a.debug, err = listenDebug(a.DebugAddr, nil); err != nil {
+		return err
+	}
 	if a.ln, err = listen(a.Addr); err != nil {
 		return err
 	}
@@ -130,6 +137,7 @@ func (a *Admin) Listen() (err error) {
 }
 
 func (a *Admin) close() {
+	a.debug.close()
 	if a.ln != nil {
 		a.ln.Close()
 	}
@@ -270,6 +278,7 @@ func (a *Admin) Serve(ctx context.Context) error {
 		l := &admin.Learner{DB: a.db, Log: a.Log}
 		return l.Run(ctx)
 	})
+	g.Go(func() error { return a.debug.serve(ctx, a.Log) })
 	if a.meta != nil {
 		g.Go(func() error { return a.meta.Serve(ctx) })
 	}

@@ -27,18 +27,20 @@ import (
 
 // Meta is the metadata service.
 type Meta struct {
-	Admin    Access
-	Addr     string // to listen on; port 0 picks one
-	Address  string // host:port that mounts reach it by; "": from Addr
-	DBFolder string // for the database, the certificate and the last settings
-	SSLCert  string // files; "": a certificate is made
-	SSLKey   string
-	CacheMem int64         // bytes of memory for what was read; 0: the engine's default
-	NoSync   bool          // acknowledge changes before they are on stable storage
-	Lease    time.Duration // of mounts' caches and locks; 0: the service's default
-	Keep     time.Duration // of deleted blocks at least; 0: the service's default
-	Log      *slog.Logger
+	Admin     Access
+	Addr      string // to listen on; port 0 picks one
+	Address   string // host:port that mounts reach it by; "": from Addr
+	DBFolder  string // for the database, the certificate and the last settings
+	SSLCert   string // files; "": a certificate is made
+	SSLKey    string
+	CacheMem  int64         // bytes of memory for what was read; 0: the engine's default
+	NoSync    bool          // acknowledge changes before they are on stable storage
+	Lease     time.Duration // of mounts' caches and locks; 0: the service's default
+	Keep      time.Duration // of deleted blocks at least; 0: the service's default
+	DebugAddr string        // for metrics and profiles; "": none
+	Log       *slog.Logger
 
+	debug  *debugServer
 	client *admin.Client // nil: as Admin says
 	engine *engine.Pebble
 	source *tlspin.Source
@@ -64,6 +66,7 @@ func metaCommand() *cli.Command {
 			textFlag(&m.DBFolder, "dbFolder", "`FOLDER` of the database and the certificate"),
 			textFlag(&m.SSLCert, "sslCert", "`FILE` with the certificate, PEM; else one is made"),
 			textFlag(&m.SSLKey, "sslKey", "`FILE` with its key"),
+			debugFlag(&m.DebugAddr),
 			boolFlag(&m.NoSync, "noSync", "answer before changes are on stable storage; a loss of power then loses acknowledged changes"),
 		}, access.flags("token", "the meta store")...), l.flags()...),
 		Action: func(c *cli.Context) (err error) {
@@ -138,9 +141,13 @@ func (m *Meta) Listen() (err error) {
 		return err
 	}
 	if m.source, err = (identity{false, m.SSLCert, m.SSLKey}).source(m.DBFolder, m.Log); err == nil {
+		m.debug, err = listenDebug(m.DebugAddr, nil)
+	}
+	if err == nil {
 		m.ln, err = listen(m.Addr)
 	}
 	if err != nil {
+		m.debug.close()
 		m.engine.Close()
 	}
 	return err
@@ -151,6 +158,7 @@ func (m *Meta) Reachable() string { return reachable(m.ln) }
 
 // Close undoes Listen, for who does not call Serve.
 func (m *Meta) Close() {
+	m.debug.close()
 	m.ln.Close()
 	m.engine.Close()
 }
@@ -159,6 +167,7 @@ func (m *Meta) Close() {
 func (m *Meta) Serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, m.engine.Close()) }()
 	defer m.ln.Close()
+	defer m.debug.close()
 	if m.client == nil {
 		m.client = m.Admin.Client()
 	}
@@ -182,6 +191,7 @@ func (m *Meta) Serve(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return meta.Serve(ctx, tls.NewListener(m.ln, m.source.ServerConfig()), srv, m.Log) })
 	g.Go(func() error { return srv.Run(ctx) })
+	g.Go(func() error { return m.debug.serve(ctx, m.Log) })
 	g.Go(func() error {
 		return enrol(ctx, m.client, admin.Enrolment{Address: m.Address, Pin: m.source.Pin()}, m.Log)
 	})

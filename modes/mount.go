@@ -24,6 +24,13 @@ import (
 	"flexfs/store/seal"
 )
 
+// How often a mount tries an operation on a block, proxies and bucket both, and
+// how long it waits before the second time, before a program sees an error.
+const (
+	blockTries = 4
+	blockPause = 200 * time.Millisecond
+)
+
 // Mount is a mounted volume.
 type Mount struct {
 	Admin  Access
@@ -37,6 +44,8 @@ type Mount struct {
 	ReadOnly, AllowOther           bool
 	NoATime, NoDev, NoExec, NoSUID bool
 	NonEmpty                       bool // a mount point with files in it, which the mount hides, is all right
+
+	DebugAddr string // for metrics and profiles; "": none
 
 	Timing remote.Timing // of the proxy groups; zero fields have the defaults
 	Log    *slog.Logger
@@ -52,6 +61,7 @@ type Mount struct {
 	client  *meta.Client
 	fs      *fuse.FS
 	mounted *fuse.Mounted
+	debug   *debugServer
 
 	stop context.CancelFunc // ends what runs in the background
 	wg   sync.WaitGroup     // of that
@@ -70,6 +80,9 @@ func (m *Mount) Listen(ctx context.Context) (err error) {
 			m.close()
 		}
 	}()
+	if m.debug, err = listenDebug(m.DebugAddr, m.metrics); err != nil {
+		return err
+	}
 	if err := m.fetchSettings(ctx); err != nil {
 		return err
 	}
@@ -82,8 +95,15 @@ func (m *Mount) Listen(ctx context.Context) (err error) {
 		return err
 	}
 	m.wg.Go(func() { m.feed.follow(background, m.last, m.apply) })
-	m.mounted, err = m.fs.Mount(ctx, m.Dir)
-	return err
+	if m.mounted, err = m.fs.Mount(ctx, m.Dir); err != nil {
+		return err
+	}
+	m.wg.Go(func() {
+		if err := m.debug.serve(background, m.Log); err != nil {
+			m.Log.Warn("metrics", "err", err)
+		}
+	})
+	return nil
 }
 
 // fetchSettings asks admin what to mount and how.
@@ -124,7 +144,7 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 		Origin: origin, Groups: groupsOf(s), MaxProxied: s.Volume.MaxProxied, Ticket: m.ticket, Timing: m.Timing, Log: m.Log,
 	})
 	m.group.Probe(ctx)
-	far := store.Limit(store.Retry(m.group, originTries, originPause), originRequests)
+	far := store.Limit(store.Retry(m.group, blockTries, blockPause), originRequests)
 	if m.DiskFolder != "" {
 		if m.disk, err = openDisk(far, m.DiskFolder, m.DiskQuota, false, m.Log); err != nil { // sealed blocks on a local disk
 			return nil, err
@@ -252,6 +272,7 @@ func (m *Mount) close() {
 		m.client.Close()
 	}
 	m.stop()
+	m.debug.close()
 	m.wg.Wait()
 	if m.mem != nil {
 		m.mem.Close()

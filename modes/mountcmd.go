@@ -42,6 +42,7 @@ func mountCommand() *cli.Command {
 		boolFlag(&m.NoExec, "noExec", "programs on it cannot be run"),
 		boolFlag(&m.NoSUID, "noSUID", "set-user-ID and set-group-ID bits have no effect"),
 		boolFlag(&m.NonEmpty, "nonEmpty", "mount on a folder that has files, which are hidden meanwhile"),
+		debugFlag(&m.DebugAddr),
 		&cli.GenericFlag{Name: "options", Aliases: []string{"o"}, Usage: "`OPTIONS` as mount(8) has them: flags without dashes, comma-separated",
 			Value: &setting[string]{dst: &m.options, parse: noText, format: noFormat}},
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"flexfs/admin"
 	"flexfs/store"
@@ -17,20 +16,17 @@ import (
 	"flexfs/store/s3"
 )
 
-// How a bucket is used, per process.
-const (
-	originTries    = 4
-	originPause    = 200 * time.Millisecond // before the second try
-	originRequests = 64                     // at once; each may hold one block in memory
-)
+// How many operations on blocks a process has under way; each may hold one in
+// memory.
+const originRequests = 64
 
-// openOrigin is OpenBucket with limits and repetitions.
+// openOrigin is OpenBucket with a limit. A bucket repeats what failed by itself.
 func openOrigin(ctx context.Context, b admin.BlockStore, log *slog.Logger) (store.Store, error) {
 	s, err := OpenBucket(ctx, b, log)
 	if err != nil {
 		return nil, err
 	}
-	return store.Limit(store.Retry(s, originTries, originPause), originRequests), nil
+	return store.Limit(s, originRequests), nil
 }
 
 // OpenBucket opens the bucket of a block store. Its errors say what is wrong

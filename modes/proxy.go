@@ -32,8 +32,10 @@ type Proxy struct {
 	NoSSL       bool   // plain HTTP, for trusted networks; must be what the group says
 	SSLCert     string // files; "": a certificate is made
 	SSLKey      string
+	DebugAddr   string // for metrics and profiles; "": none
 	Log         *slog.Logger
 
+	debug   *debugServer
 	client  *admin.Client
 	source  *tlspin.Source
 	ln      net.Listener
@@ -61,6 +63,7 @@ func proxyCommand() *cli.Command {
 			boolFlag(&p.NoSSL, "noSSL", "serve plain HTTP; the group must say so too"),
 			textFlag(&p.SSLCert, "sslCert", "`FILE` with the certificate, PEM; else one is made"),
 			textFlag(&p.SSLKey, "sslKey", "`FILE` with its key"),
+			debugFlag(&p.DebugAddr),
 		}, access.flags("token", "the proxy group")...), l.flags()...),
 		Action: func(c *cli.Context) (err error) {
 			if _, err := positional(c); err != nil {
@@ -91,6 +94,9 @@ func (p *Proxy) Listen() (err error) {
 			p.close()
 		}
 	}()
+	if p.debug, err = listenDebug(p.DebugAddr, p.metrics); err != nil {
+		return err
+	}
 	if p.mem, err = cache.NewMem(p.disk, max(p.MemCapacity, minMemory)/2); err != nil {
 		return err
 	}
@@ -101,6 +107,7 @@ func (p *Proxy) Listen() (err error) {
 }
 
 func (p *Proxy) close() error {
+	p.debug.close()
 	if p.ln != nil {
 		p.ln.Close()
 	}
@@ -148,6 +155,7 @@ func (p *Proxy) Serve(ctx context.Context) (err error) {
 		"disk_folder", p.DiskFolder, "disk_bytes", p.disk.Stats().Limit)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serve(ctx) })
+	g.Go(func() error { return p.debug.serve(ctx, p.Log) })
 	g.Go(func() error { return enrol(ctx, p.client, admin.Enrolment{Address: p.Address, Pin: pin}, p.Log) })
 	g.Go(func() error { settings.follow(ctx, last, p.apply); return nil })
 	g.Go(func() error { p.tryBuckets(ctx, last.Settings.Volumes); return nil })

@@ -3,7 +3,9 @@ package modes
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +28,7 @@ func TestMain(m *testing.M) {
 
 // The command line is tested as sessions. Each script has a home of its own,
 // and in its environment free addresses for admin, the metadata service and
-// two proxies.
+// two proxies, and one for metrics.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -46,6 +48,7 @@ func TestScripts(t *testing.T) {
 			"listening": listening,
 			"mounted":   mounted,
 			"token":     token,
+			"scrape":    scrape,
 		},
 	})
 }
@@ -56,11 +59,11 @@ func setupScript(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("HOME", home)
-	ports, err := freePorts(4)
+	ports, err := freePorts(5)
 	if err != nil {
 		return err
 	}
-	for i, name := range []string{"ADMIN", "META", "PROXY1", "PROXY2"} {
+	for i, name := range []string{"ADMIN", "META", "PROXY1", "PROXY2", "DEBUG"} {
 		env.Setenv(name, loopback(ports[i]))
 	}
 	env.Defer(func() {
@@ -124,6 +127,19 @@ func mounted(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		return err
 	})
+}
+
+// scrape prints what a URL answers.
+func scrape(ts *testscript.TestScript, neg bool, args []string) {
+	resp, err := http.Get(args[0])
+	ts.Check(err)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("%s: %s", args[0], resp.Status)
+	}
+	fmt.Fprint(ts.Stdout(), string(text))
 }
 
 // token keeps a token that admin shows in a file: token FILE OBJECT ID.
