@@ -51,8 +51,13 @@ type upload struct {
 type pending struct {
 	rec        meta.Block
 	d          *dirty // what was written, if it may have to be merged again
-	committing bool
+	committing bool   // a commit that names it is under way
+	unsure     bool   // a commit that named it was not answered; see resolve
 }
+
+// uncommitted reports whether it is certain that no commit made the block part
+// of the file, so that its object may be removed.
+func (p *pending) uncommitted() bool { return !p.committing && !p.unsure }
 
 // An appendRun is on while all uncommitted writes were made with O_APPEND and
 // lie one after another from where the file ended. If somebody else appended

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"flexfs/meta"
+	"flexfs/store"
 )
 
 // write puts p into the file's dirty data. With app the file's end is where it
@@ -186,7 +187,7 @@ func (fs *FS) setPending(in *inode, idx uint32, d *dirty, rec meta.Block) {
 		if old.d != nil {
 			fs.budget.force(d.under(old.d))
 		}
-		if !old.committing {
+		if old.uncommitted() {
 			fs.remove(in, &old.rec)
 		}
 	}
@@ -380,10 +381,78 @@ func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
 		fs.moveRun(in)
 	}
 	in.mu.Unlock()
+	if err := fs.resolve(ctx, in); err != nil {
+		return err
+	}
 	if err := fs.uploadAll(ctx, in); err != nil {
 		return err
 	}
 	return fs.commit(ctx, in)
+}
+
+// answered reports whether a commit that failed was refused, so that it was
+// certainly not done. EIO is what the client says of a change that the end of
+// its session overtook.
+func answered(err error) bool {
+	e := refusal(err)
+	return e != 0 && e != syscall.EIO
+}
+
+// resolve deals with blocks that a commit without an answer named. They may be
+// part of the file, and may even have been replaced and removed since; so no
+// commit must name them again, and their objects are not ours to remove. What
+// was written is dirty again or, if its bytes are only in the store, copied to
+// a new version. in is locked for flushing, and nothing of it on its way.
+func (fs *FS) resolve(ctx context.Context, in *inode) error {
+	var list []*pending
+	in.mu.Lock()
+	ct := &in.content
+	for _, idx := range sorted(ct.pend) {
+		p := ct.pend[idx]
+		switch {
+		case !p.unsure:
+		case p.d == nil:
+			list = append(list, p)
+		default:
+			delete(ct.pend, idx)
+			fs.redirty(ct, idx, p.d)
+		}
+	}
+	if len(list) > 0 || len(ct.dirty) > 0 {
+		ct.forgetMap() // the base of a merge may be another now
+	}
+	in.mu.Unlock()
+	for _, p := range list {
+		if err := fs.renew(ctx, in, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renew copies a pending block to a new version. If its object is gone, it was
+// part of the file and others have replaced it.
+func (fs *FS) renew(ctx context.Context, in *inode, p *pending) error {
+	rec := p.rec
+	data, err := fs.load(ctx, in, &rec, 0, int(rec.Len))
+	gone := errors.Is(err, store.ErrNotExist)
+	if err == nil {
+		rec.Gen = meta.Gen{Session: fs.meta.Session(), Seq: fs.seq.Add(1)}
+		err = fs.blocks.Put(ctx, fs.key(in, &rec), data)
+	}
+	if err != nil && !gone {
+		return fmt.Errorf("fuse: renew block %d of inode %d: %w", rec.Index, in.ino, err)
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch ct := &in.content; {
+	case ct.pend[rec.Index] != p: // replaced meanwhile
+	case gone:
+		delete(ct.pend, rec.Index)
+	default:
+		p.rec, p.unsure = rec, false
+	}
+	return nil
 }
 
 // refresh asks for the inode's attributes.
@@ -455,6 +524,7 @@ func (fs *FS) commit(ctx context.Context, in *inode) error {
 		in.mu.Lock()
 		for _, p := range list {
 			p.committing = false
+			p.unsure = err != nil && !answered(err)
 		}
 		if err == nil {
 			fs.committed(in, rep, list, writes, seq)
@@ -564,7 +634,9 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 			continue
 		}
 		delete(ct.pend, idx)
-		fs.remove(in, &p.rec)
+		if p.uncommitted() {
+			fs.remove(in, &p.rec)
+		}
 		fs.redirty(ct, idx, p.d)
 	}
 	return nil
@@ -579,7 +651,9 @@ func (fs *FS) moveRun(in *inode) {
 	old := map[uint32]*dirty{}
 	for idx, p := range ct.pend {
 		old[idx] = p.d
-		fs.remove(in, &p.rec)
+		if p.uncommitted() {
+			fs.remove(in, &p.rec)
+		}
 	}
 	ct.pend = nil
 	for idx, d := range ct.dirty {
@@ -602,7 +676,7 @@ func (fs *FS) moveRun(in *inode) {
 	ct.run.start += by
 	ct.run.end += by
 	ct.end = ct.run.end
-	go fs.kernel.Pages(in.ino)
+	fs.stalePages.add(fs, in.ino)
 }
 
 // discard gives up what was written and not committed.
@@ -620,7 +694,7 @@ func (fs *FS) discard(in *inode) {
 		if p.d != nil {
 			fs.budget.release(p.d.free())
 		}
-		if !p.committing {
+		if p.uncommitted() {
 			fs.remove(in, &p.rec)
 		}
 	}
