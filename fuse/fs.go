@@ -83,6 +83,8 @@ type FS struct {
 	gate   sync.RWMutex // held for reading from when an answer's validity is decided until it is with the kernel
 	kernel kernelCache
 
+	stalePages pageQueue
+
 	mu      sync.Mutex
 	inodes  map[meta.Ino]*inode
 	dirty   map[*inode]struct{} // have uncommitted data
@@ -177,10 +179,14 @@ func (fs *FS) blockSize() int { return int(fs.vol().BlockSize) }
 // leased reports whether what is cached may be believed.
 func (fs *FS) leased() bool { return time.Now().Before(fs.meta.LeaseUntil()) }
 
-// grace is how long an operation goes on after its caller was interrupted. It
-// is there for callers whose servers are gone; work that gets on is not cut
-// short, because Go programs send themselves signals all the time.
-const grace = 5 * time.Second
+const (
+	// grace is how long an operation whose caller was interrupted goes on while
+	// the metadata service is out of reach, and longGrace how long otherwise.
+	// Work that gets on is not cut short for a signal: programs get them all the
+	// time, and do not expect close(2) to fail for one.
+	grace     = 5 * time.Second
+	longGrace = time.Minute
+)
 
 // A call is one operation of the kernel being answered.
 type call struct {
@@ -210,13 +216,26 @@ func (c *call) wait() context.Context {
 	}
 	c.detach()
 	ctx, cancel := context.WithCancel(c.fs.ctx)
-	unhook := context.AfterFunc(c.op, func() {
-		t := time.AfterFunc(grace, cancel)
-		context.AfterFunc(ctx, func() { t.Stop() })
-	})
+	unhook := context.AfterFunc(c.op, func() { c.fs.outwait(ctx, cancel) })
 	c.work = ctx
 	c.stop = func() { unhook(); cancel() }
 	return ctx
+}
+
+// outwait cancels the work of an interrupted call when its time is over.
+func (fs *FS) outwait(ctx context.Context, cancel func()) {
+	for waited := grace; waited <= longGrace; waited += grace {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(grace):
+		}
+		if !fs.leased() {
+			cancel()
+			return
+		}
+	}
+	cancel()
 }
 
 // answer must be called before the validity of an answer is decided, with no

@@ -121,10 +121,72 @@ func (fs *FS) invalKernel(in *inode, v *meta.Inval) {
 		fs.kernel.Names(in.ino, v.Names)
 	}
 	if v.Data {
-		// The pages go later: that waits for reads that may wait for us. Reads
-		// through open files see the new mtime first, and drop them.
-		go fs.kernel.Pages(in.ino)
+		// Reads through open files see the new mtime and drop the pages, so this
+		// is for maps, and for changes that leave the mtime. It is waited for
+		// because the kernel ignores attributes that it asks for meanwhile.
+		select {
+		case <-fs.stalePages.add(fs, in.ino):
+		case <-time.After(pagePatience):
+		}
 	}
+}
+
+// pagePatience is how long an inval waits for the kernel to forget pages, which
+// waits for reads of them that are under way. They may wait for a slow bucket.
+const pagePatience = 50 * time.Millisecond
+
+// A pageQueue holds the inodes whose pages the kernel is still to forget.
+type pageQueue struct {
+	mu      sync.Mutex
+	inos    map[meta.Ino]chan struct{}
+	workers int
+}
+
+// maxPageWaits bounds the threads that wait for the kernel to forget pages: they
+// wait for reads that are under way.
+const maxPageWaits = 8
+
+// add makes the kernel forget an inode's pages. What it returns is closed when
+// that is done.
+func (q *pageQueue) add(fs *FS, ino meta.Ino) <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.inos == nil {
+		q.inos = map[meta.Ino]chan struct{}{}
+	}
+	done := q.inos[ino]
+	if done == nil {
+		done = make(chan struct{})
+		q.inos[ino] = done
+	}
+	if q.workers < maxPageWaits {
+		q.workers++
+		go q.work(fs)
+	}
+	return done
+}
+
+func (q *pageQueue) work(fs *FS) {
+	for {
+		ino, done := q.take()
+		if done == nil {
+			return
+		}
+		fs.kernel.Pages(ino)
+		close(done)
+	}
+}
+
+// take returns an inode to work on, or nil if there is none and the worker ends.
+func (q *pageQueue) take() (meta.Ino, chan struct{}) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for ino, done := range q.inos {
+		delete(q.inos, ino)
+		return ino, done
+	}
+	q.workers--
+	return 0, nil
 }
 
 // maxAttrTries bounds the milliseconds that the kernel gets to find an inode
@@ -153,13 +215,11 @@ func (fs *FS) dropAll() []*inode {
 	}
 	fs.absent = 0
 	fs.mu.Unlock()
-	go func() {
-		fs.settle()
-		fs.kernel.AllNames()
-		for _, in := range all {
-			fs.kernel.Attrs(in.ino)
-		}
-	}()
+	fs.settle()
+	fs.kernel.AllNames()
+	for _, in := range all {
+		fs.kernel.Attrs(in.ino)
+	}
 	return all
 }
 
