@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,6 +50,7 @@ func TestScripts(t *testing.T) {
 			"mounted":   mounted,
 			"token":     token,
 			"scrape":    scrape,
+			"await":     awaitText,
 		},
 	})
 }
@@ -124,6 +126,18 @@ func mounted(ts *testscript.TestScript, neg bool, args []string) {
 		kind, err := mountedAt(dir)
 		if err == nil && (kind == "") != neg {
 			err = fmt.Errorf("mount at %s: %q", dir, kind)
+		}
+		return err
+	})
+}
+
+// awaitText waits until a file matches a pattern.
+func awaitText(ts *testscript.TestScript, neg bool, args []string) {
+	pattern := regexp.MustCompile(args[1])
+	await(ts, func() error {
+		text, err := os.ReadFile(ts.MkAbs(args[0]))
+		if err == nil && !pattern.Match(text) {
+			err = fmt.Errorf("%s does not match %q:\n%s", args[0], args[1], text)
 		}
 		return err
 	})

@@ -417,7 +417,7 @@ func (u *Up) watch(ctx context.Context) error {
 			if c == u.mount {
 				return c.why()
 			}
-			u.say(c.why().Error() + ". Everything else runs on; start flexfs up again to have it back.")
+			u.say(fmt.Sprintf("%v. Everything else runs on. To have it back: %s", c.why(), strings.Join(c.cmd.Args, " ")))
 		}
 	}
 }
