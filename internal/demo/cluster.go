@@ -28,8 +28,9 @@ type cluster struct {
 	second string // of ours
 
 	up      *exec.Cmd
-	beside  []*exec.Cmd    // proxies that we started
-	proxies map[string]int // process id by address
+	beside  []*exec.Cmd       // proxies that we started
+	proxies map[string]int    // process id by address
+	folders map[string]string // of up's proxies' state, by address
 }
 
 const patience = 30 * time.Second // for one thing to start or to stop
@@ -50,7 +51,7 @@ func (c *cluster) flexfs(ctx context.Context, args ...string) (string, error) {
 }
 
 // proxyLine is how up tells of a proxy.
-var proxyLine = regexp.MustCompile(`proxy-\d+ +https://(\S+) .* process (\d+)`)
+var proxyLine = regexp.MustCompile(`(proxy-\d+) +https://(\S+) .* process (\d+)`)
 
 // start runs flexfs up and waits until it has said how to end it.
 func (c *cluster) start(ctx context.Context) error {
@@ -65,13 +66,14 @@ func (c *cluster) start(ctx context.Context) error {
 	if err := c.up.Start(); err != nil {
 		return err
 	}
-	ready := make(chan map[string]int, 1)
+	ready := make(chan bool, 1)
 	go func() {
-		ready <- readProxies(out)
+		c.readProxies(out)
+		ready <- true
 		io.Copy(io.Discard, out)
 	}()
 	select {
-	case c.proxies = <-ready:
+	case <-ready:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(patience):
@@ -84,17 +86,17 @@ func (c *cluster) start(ctx context.Context) error {
 }
 
 // readProxies reads what up says until it is done, or ends.
-func readProxies(out io.Reader) map[string]int {
-	proxies := map[string]int{}
+func (c *cluster) readProxies(out io.Reader) {
+	c.proxies, c.folders = map[string]int{}, map[string]string{}
 	for s := bufio.NewScanner(out); s.Scan(); {
 		if m := proxyLine.FindStringSubmatch(s.Text()); m != nil {
-			proxies[m[1]], _ = strconv.Atoi(m[2])
+			c.proxies[m[2]], _ = strconv.Atoi(m[3])
+			c.folders[m[2]] = c.state(m[1])
 		}
 		if strings.HasPrefix(s.Text(), "Ctrl-C") {
-			break
+			return
 		}
 	}
-	return proxies
 }
 
 // mountSecond mounts the volume again, in the background as a user would.
@@ -106,20 +108,22 @@ func (c *cluster) mountSecond(ctx context.Context) error {
 	return err
 }
 
-// addProxy starts a proxy of group 1 beside up and returns its address.
+// addProxy starts a proxy of group 1 beside up and returns its address: a new one
+// or, if addr is that of a proxy that up started and that is gone, the same one
+// again, with its key and its cache.
 func (c *cluster) addProxy(ctx context.Context, addr string) (string, error) {
+	folder := c.folders[addr]
 	if addr == "" {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return "", err
 		}
-		addr = ln.Addr().String()
+		addr, folder = ln.Addr().String(), filepath.Join(c.dir, fmt.Sprintf("proxy-%d", len(c.beside)))
 		ln.Close()
 	}
-	n := len(c.beside)
 	cmd := exec.Command(c.bin, "proxy", "--credsFile", c.state("proxy-group-1.json"), "--bindAddr", addr, "--address", addr,
-		"--diskFolder", filepath.Join(c.dir, fmt.Sprintf("cache-%d", n)), "--diskQuota", "2GiB", "--memCapacity", "128MiB")
-	cmd.Env = append(os.Environ(), "HOME="+filepath.Join(c.dir, fmt.Sprintf("home-%d", n)))
+		"--stateFolder", folder, "--diskFolder", filepath.Join(folder, "blocks"), "--diskQuota", "2GiB", "--memCapacity", "128MiB")
+	cmd.Env = append(os.Environ(), "HOME="+c.dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return "", err

@@ -91,11 +91,13 @@ func (c *cluster) proxyHits(ctx context.Context) (hits, misses int64, err error)
 			if err := getJSON(ctx, addr, g.Pins[addr], "/v1/stats", &s); err != nil {
 				return 0, 0, err
 			}
-			for name, n := range map[string]*int64{"hits": &hits, "misses": &misses} {
-				for _, tier := range []string{"memory", "disk"} {
-					if v, ok := s["flexfs_proxy_"+tier+"_"+name+"_total"].(float64); ok && (name == "hits" || tier == "disk") {
-						*n += int64(v)
-					}
+			for name, v := range s {
+				n, _ := v.(float64)
+				switch {
+				case strings.HasSuffix(name, "_hits_total"): // of any tier
+					hits += int64(n)
+				case name == "flexfs_proxy_disk_misses_total": // of the last
+					misses += int64(n)
 				}
 			}
 		}

@@ -96,9 +96,6 @@ func (d *demo) compare(ctx context.Context) (string, int64, error) {
 // askProxies asks while all of them live and none has forgotten.
 func (d *demo) askProxies(ctx context.Context) (string, int64, error) {
 	hits, misses, err := d.proxyHits(ctx)
-	if err == nil && hits == 0 {
-		err = fmt.Errorf("the proxies had no hit, and %d misses", misses)
-	}
 	return fmt.Sprintf("%d hits in their caches, %d misses", hits, misses), 0, err
 }
 
