@@ -61,6 +61,7 @@ func setupScript(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("HOME", home)
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second more under the race detector
 	ports, err := freePorts(5)
 	if err != nil {
 		return err
