@@ -37,6 +37,14 @@ func wantFile(t *testing.T, name string, want []byte) {
 	}
 }
 
+// chosen says whether a mount uses a group.
+func chosen(m *Mount) error {
+	if m.Stats().Proxies.Chosen == 0 {
+		return fmt.Errorf("none is chosen: %v", m.Stats().Proxies)
+	}
+	return nil
+}
+
 func TestWhatOneMountWritesAnotherReads(t *testing.T) {
 	c := Start(t, Options{})
 	a, b := c.Mount(nil), c.Mount(nil)
