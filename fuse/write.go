@@ -251,7 +251,6 @@ func (fs *FS) put(in *inode, idx uint32, u *upload) (meta.Block, error) {
 		rec.Inline, rec.Data = true, append([]byte(nil), data...)
 		return rec, nil
 	}
-	rec.Stored = rec.Len
 	if err := fs.blocks.Put(fs.ctx, fs.key(in, &rec), data); err != nil {
 		return rec, fmt.Errorf("fuse: upload block %d of inode %d: %w", idx, in.ino, err)
 	}

@@ -395,7 +395,8 @@ func (a *Attr) fields(b []byte) []byte {
 	b = putUint(b, 13, a.Change)
 	b = putUint(b, 14, a.Data)
 	b = putUint(b, 15, uint64(a.Parent))
-	return putBytes(b, 16, a.Target)
+	b = putBytes(b, 16, a.Target)
+	return putUint(b, 17, uint64(a.Xattrs))
 }
 
 func (a *Attr) field(num uint64, d *decoder) {
@@ -432,6 +433,8 @@ func (a *Attr) field(num uint64, d *decoder) {
 		a.Parent = d.ino()
 	case 16:
 		a.Target = d.string()
+	case 17:
+		a.Xattrs = d.uint32()
 	}
 }
 
@@ -467,12 +470,11 @@ func (k *Block) fields(b []byte) []byte {
 	b = putUint(b, 1, uint64(k.Index))
 	b = putMessage(b, 2, &k.Gen, false)
 	b = putUint(b, 3, uint64(k.Len))
-	b = putUint(b, 4, uint64(k.Stored))
-	b = putBool(b, 5, k.Inline)
-	b = putBytes(b, 6, k.Data)
-	b = putMessage(b, 7, &k.Base, false)
-	b = putBool(b, 8, k.Whole)
-	return putUint(b, 9, uint64(k.BaseLen))
+	b = putBool(b, 4, k.Inline)
+	b = putBytes(b, 5, k.Data)
+	b = putMessage(b, 6, &k.Base, false)
+	b = putBool(b, 7, k.Whole)
+	return putUint(b, 8, uint64(k.BaseLen))
 }
 
 func (k *Block) field(num uint64, d *decoder) {
@@ -484,16 +486,14 @@ func (k *Block) field(num uint64, d *decoder) {
 	case 3:
 		k.Len = d.uint32()
 	case 4:
-		k.Stored = d.uint32()
-	case 5:
 		k.Inline = d.bool()
-	case 6:
+	case 5:
 		k.Data = d.clone()
-	case 7:
+	case 6:
 		d.sub(&k.Base)
-	case 8:
+	case 7:
 		k.Whole = d.bool()
-	case 9:
+	case 8:
 		k.BaseLen = d.uint32()
 	}
 }

@@ -324,7 +324,7 @@ func FuzzDecodeReply(f *testing.F) {
 func someAttr(ino Ino) Attr {
 	now := Time{Sec: 1_800_000_000, Nsec: 123_456_789}
 	return Attr{Ino: ino, Mode: 0o100644, Uid: 1000, Gid: 1000, Nlink: 1, Size: 123456, Bytes: 131072,
-		Atime: now, Mtime: now, Ctime: now, Btime: now, Change: 12, Data: 3}
+		Atime: now, Mtime: now, Ctime: now, Btime: now, Change: 12, Data: 3, Xattrs: 1}
 }
 
 func BenchmarkLookupReply(b *testing.B) {

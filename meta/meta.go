@@ -1,10 +1,9 @@
 // Package meta is the metadata service as its clients see it: what net/http is
 // to documents, this package is to names, attributes, locks and block maps.
 //
-// A [Request] is carried by a [Transport] to a [Handler], which answers with a
-// [Reply]. The wire between them (see docs/format/wire.md) is the one place for
-// retries, request numbers, deadlines, faults and versions. [Client] is the
-// typed form that a mount uses. Package meta/tree is the Handler that keeps a
+// A [Client] carries a [Request] to a [Handler], which answers with a [Reply].
+// The wire between them (see docs/format/wire.md) is the one place for
+// retries, request numbers, deadlines, faults and versions. Package meta/tree is the Handler that keeps a
 // file system; package metatest examines any of them.
 package meta
 
@@ -58,6 +57,8 @@ type Attr struct {
 	Size  uint64 // bytes; for a directory the number of its entries
 	Bytes uint64 // stored for it, holes excluded, before compression
 
+	Xattrs uint32 // how many extended attributes it has
+
 	Atime, Mtime, Ctime, Btime Time
 
 	// Change grows with every change of the inode, Data with every change of
@@ -93,10 +94,9 @@ type Gen struct {
 // the block size. Block 0 of a small file has its bytes here instead of in the
 // bucket (Inline).
 type Block struct {
-	Index  uint32 // offset in the file / block size
-	Gen    Gen
-	Len    uint32 // valid plain bytes; what the object has beyond them is not part of the file
-	Stored uint32 // length of the sealed object; 0 if inline
+	Index uint32 // offset in the file / block size
+	Gen   Gen
+	Len   uint32 // valid plain bytes; what the object has beyond them is not part of the file
 
 	Inline bool
 	Data   []byte // if Inline: the contents, at most Len bytes long
@@ -368,13 +368,6 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Errno }
-
-// A Transport carries requests to a Handler and brings back its replies. It may
-// be used concurrently. An error means that it is not known whether the request
-// was done; a refusal is not an error but a Reply with an Errno.
-type Transport interface {
-	Do(ctx context.Context, req *Request) (*Reply, error)
-}
 
 // A Handler answers requests, concurrently. conn is where the request came
 // from, the same value for all requests of one connection. ctx ends when the

@@ -243,7 +243,7 @@ func blocks(e *exam) {
 	same := func(what string, got []meta.Block, want ...meta.Block) {
 		e.Helper()
 		if !slices.EqualFunc(got, want, func(a, b meta.Block) bool {
-			return a.Index == b.Index && a.Gen == b.Gen && a.Len == b.Len && a.Stored == b.Stored && a.Inline == b.Inline
+			return a.Index == b.Index && a.Gen == b.Gen && a.Len == b.Len && a.Inline == b.Inline
 		}) {
 			e.Errorf("%s: %+v, want %+v", what, got, want)
 		}
@@ -294,7 +294,7 @@ func inline(e *exam) {
 	ino := m.file(meta.Root, "a")
 	data := bytes.Repeat([]byte("x"), 100)
 	b := m.block(0, 100)
-	b.Stored, b.Inline, b.Data, b.Whole = 0, true, data, true
+	b.Inline, b.Data, b.Whole = true, data, true
 	m.ok(commitReq(ino, 100, b))
 	for _, req := range []*meta.Request{lookupReq(meta.Root, "a"), {Op: meta.OpGetattr, Ino: ino}} {
 		reply := m.ok(req)
@@ -321,7 +321,7 @@ func xattr(e *exam) {
 		return &meta.Request{Op: meta.OpSetxattr, Ino: ino, Name: name, Data: []byte(value), Flags: flags}
 	}
 	before := m.attr(ino)
-	if got := m.ok(set("user.a", "1", 1)).Attr; got.Change <= before.Change {
+	if got := m.ok(set("user.a", "1", 1)).Attr; got.Change <= before.Change || got.Xattrs != 1 || before.Xattrs != 0 {
 		e.Errorf("the attributes after setxattr: %+v", got)
 	}
 	m.ok(set("user.b", "", 0))
@@ -338,7 +338,12 @@ func xattr(e *exam) {
 	if !slices.Equal(got, []string{"user.a", "user.b"}) {
 		e.Errorf("the names are %q", got)
 	}
-	m.ok(&meta.Request{Op: meta.OpRemovexattr, Ino: ino, Name: "user.a"})
+	if n := m.attr(ino).Xattrs; n != 2 {
+		e.Errorf("%d attributes are counted, want 2", n)
+	}
+	if n := m.ok(&meta.Request{Op: meta.OpRemovexattr, Ino: ino, Name: "user.a"}).Attr.Xattrs; n != 1 {
+		e.Errorf("%d attributes are counted after one is removed, want 1", n)
+	}
 	m.refused(&meta.Request{Op: meta.OpGetxattr, Ino: ino, Name: "user.a"}, syscall.ENODATA)
 }
 

@@ -235,7 +235,7 @@ func (m *mount) block(index, n uint32) meta.Block {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.gens++
-	return meta.Block{Index: index, Gen: meta.Gen{Session: m.Session(), Seq: m.gens}, Len: n, Stored: n + 64}
+	return meta.Block{Index: index, Gen: meta.Gen{Session: m.Session(), Seq: m.gens}, Len: n}
 }
 
 func makeReq(dir meta.Ino, name string, mode uint32) *meta.Request {

@@ -26,7 +26,7 @@ const maxProblems = 1000
 // Check reads a whole database, in one state of it, and returns the rules that
 // it breaks: that every key and value has its form, that every inode is reached
 // from the root by as many names as it counts, that directories count their
-// entries and know their parents, that block records lie within their files and
+// entries and know their parents, that extended attributes are counted, that block records lie within their files and
 // name objects that nobody is going to delete, that the volume's counters are
 // right, that sessions, delayed work and history are well formed and about
 // things that exist. It may run while a server does.
@@ -120,8 +120,9 @@ func (k *checker) strangers(r engine.Reader) error {
 // A found is what the check knows of an inode.
 type found struct {
 	*inode
-	bytes    uint64              // of its block records
-	inline   bool                // block 0 is
+	bytes    uint64 // of its block records
+	inline   bool   // block 0 is
+	xattrs   uint32
 	named    map[meta.Ino]uint32 // its names, by directory
 	entries  uint64              // of a directory
 	subdirs  uint32
@@ -221,6 +222,7 @@ func (c *volumeCheck) inodeRecord(key, value []byte) {
 		}
 		in.parents[meta.Ino(binary.BigEndian.Uint64(rest))] = binary.BigEndian.Uint32(value)
 	case kind == ofXattr && checkXattr(string(rest)) == nil && len(value) <= meta.MaxXattr:
+		in.xattrs++
 	default:
 		c.bad("inode %d has a record %q %q that is not known", ino, kind, rest)
 	}
@@ -438,7 +440,7 @@ func (c *volumeCheck) count(name string, want int64) {
 	}
 }
 
-// contents checks an inode against its block records. Those of an inode that is
+// contents checks an inode against its other records. Those of an inode that is
 // being removed may be gone.
 func (c *volumeCheck) contents(in *found) {
 	if in.dead {
@@ -446,6 +448,9 @@ func (c *volumeCheck) contents(in *found) {
 	}
 	if in.bytes != in.Bytes {
 		c.bad("inode %d says %d bytes are stored, its blocks have %d", in.Ino, in.Bytes, in.bytes)
+	}
+	if in.xattrs != in.Xattrs {
+		c.bad("inode %d says it has %d extended attributes and has %d", in.Ino, in.Xattrs, in.xattrs)
 	}
 	if in.inline != in.inode.inline {
 		c.bad("inode %d says inline %v, its block 0 says %v", in.Ino, in.inode.inline, in.inline)

@@ -27,7 +27,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		}
 	}
 	const d, s, f, g = 2, 3, 4, 5 // as the test makes them
-	object := encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1, Seq: 1}, Len: testBlockSize, Stored: 1})
+	object := encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1, Seq: 1}, Len: testBlockSize})
 	for _, tc := range []struct {
 		want   string
 		damage func(engine.Tx) error
@@ -57,6 +57,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"in directory 1, not 2", edit(f, func(in *inode) { in.Parent = d })},
 		{"has a target", edit(f, func(in *inode) { in.Target = "x" })},
 		{"being removed", edit(f, func(in *inode) { in.dead = true })},
+		{"extended attributes", edit(f, func(in *inode) { in.Xattrs++ })},
 		{"are stored", edit(f, func(in *inode) { in.Bytes-- })},
 		{"has 10 bytes, and block", edit(f, func(in *inode) { in.Size = 10 })},
 		{"inline", edit(f, func(in *inode) { in.inline = true })},
@@ -129,7 +130,7 @@ func FuzzValues(f *testing.F) {
 	in := inode{Attr: meta.Attr{Mode: reg, Nlink: 1, Size: 3}}
 	f.Add(in.encode())
 	f.Add(encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1}, Len: 3, Inline: true, Data: []byte("abc")}))
-	f.Add(encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1}, Len: 3, Stored: 9}))
+	f.Add(encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1}, Len: 3}))
 	f.Add(dentry{7, 0o100000}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if in, err := decodeInode(1, b); err == nil && string(in.encode()) != string(b) {
@@ -149,7 +150,7 @@ func TestFormsArePinned(t *testing.T) {
 	v := &volume{num: 1}
 	in := inode{Attr: meta.Attr{
 		Mode: reg, Uid: 1, Gid: 2, Nlink: 3, Rdev: 4, Size: 5, Bytes: 6, Atime: meta.Time{Sec: -1, Nsec: 7},
-		Change: 8, Data: 9, Parent: 10, Target: "t",
+		Change: 8, Data: 9, Parent: 10, Xattrs: 11, Target: "t",
 	}, inline: true}
 	for _, tc := range []struct {
 		got  []byte
@@ -166,11 +167,11 @@ func TestFormsArePinned(t *testing.T) {
 		{v.delayedInodeKey(2, 3), "\x00\x00\x00\x01G\x00\x00\x00\x00\x00\x00\x00\x02i\x00\x00\x00\x00\x00\x00\x00\x03"},
 		{v.historyKey(v.dentryKey(2, "n"), 3), "\x00\x00\x00\x01HD\x00\x00\x00\x00\x00\x00\x00\x02n\x00\x00\x00\x00\x00\x00\x00\x00\x03"},
 		{dentry{2, 0o100000}.encode(), "\x00\x00\x00\x00\x00\x00\x00\x02\x08"},
-		{encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1, Seq: 2}, Len: 3, Stored: 4}),
-			"\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00\x04"},
+		{encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1, Seq: 2}, Len: 3}),
+			"\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03"},
 		{in.encode(), "\x01\x01\x00\x00\x81\xa4\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00\x04" +
 			"\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x06\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x07" +
-			strings.Repeat("\x00", 36) + "\x00\x00\x00\x00\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x0at"},
+			strings.Repeat("\x00", 36) + "\x00\x00\x00\x00\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x0a\x00\x00\x00\x0bt"},
 	} {
 		if string(tc.got) != tc.want {
 			t.Errorf("%q, pinned is %q", tc.got, tc.want)

@@ -72,8 +72,8 @@ func (v *volume) checkBlock(k *meta.Block) error {
 		return refuse(syscall.EINVAL, "block %d has bytes and is not inline", k.Index)
 	case k.Inline && k.Index != 0:
 		return refuse(syscall.EINVAL, "block %d is inline; only block 0 may be", k.Index)
-	case k.Inline && (len(k.Data) > int(k.Len) || k.Stored != 0):
-		return refuse(syscall.EINVAL, "the inline block has %d bytes of %d, and an object of %d", len(k.Data), k.Len, k.Stored)
+	case k.Inline && len(k.Data) > int(k.Len):
+		return refuse(syscall.EINVAL, "the inline block has %d bytes of %d", len(k.Data), k.Len)
 	case k.Inline && k.Len > meta.MaxInline:
 		return refuse(syscall.EINVAL, "%d bytes inline; at most %d may be", k.Len, meta.MaxInline)
 	}
@@ -89,7 +89,7 @@ func (c *change) store(in *loaded, k *meta.Block) error {
 	if err := checkBase(k, old); err != nil {
 		return err
 	}
-	record := meta.Block{Index: k.Index, Gen: k.Gen, Len: k.Len, Stored: k.Stored, Inline: k.Inline, Data: k.Data}
+	record := meta.Block{Index: k.Index, Gen: k.Gen, Len: k.Len, Inline: k.Inline, Data: k.Data}
 	start := uint64(k.Index) * uint64(c.v.blockSize)
 	if start >= in.Size { // the file was cut meanwhile
 		c.drop(in.Ino, &record)

@@ -251,7 +251,7 @@ func (c *client) attr(ino meta.Ino) meta.Attr {
 // block returns a record of a new version of a whole block.
 func (c *client) block(index, n uint32) meta.Block {
 	c.gen++
-	return meta.Block{Index: index, Gen: meta.Gen{Session: c.id, Seq: c.gen}, Len: n, Stored: n + 100, Whole: true}
+	return meta.Block{Index: index, Gen: meta.Gen{Session: c.id, Seq: c.gen}, Len: n, Whole: true}
 }
 
 // write makes a file's blocks from <= i < to whole.

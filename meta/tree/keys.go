@@ -119,7 +119,7 @@ func after(prefix []byte) []byte {
 
 var errValue = errors.New("a stored value has not the form it must have")
 
-const attrLen = 110
+const attrLen = 114
 
 // An inode is what A ino 0 says.
 type inode struct {
@@ -163,6 +163,7 @@ func (in *inode) encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, in.Change)
 	b = binary.BigEndian.AppendUint64(b, in.Data)
 	b = binary.BigEndian.AppendUint64(b, uint64(in.Parent))
+	b = binary.BigEndian.AppendUint32(b, in.Xattrs)
 	return append(b, in.Target...)
 }
 
@@ -183,17 +184,18 @@ func decodeInode(ino meta.Ino, b []byte) (*inode, error) {
 	in.Change = binary.BigEndian.Uint64(b[86:])
 	in.Data = binary.BigEndian.Uint64(b[94:])
 	in.Parent = meta.Ino(binary.BigEndian.Uint64(b[102:]))
+	in.Xattrs = binary.BigEndian.Uint32(b[110:])
 	in.Target = string(b[attrLen:])
 	return in, nil
 }
 
 // Kinds of block records.
 const (
-	blockObject = 1 // 1 session(8) seq(8) len(4) stored(4)
+	blockObject = 1 // 1 session(8) seq(8) len(4)
 	blockInline = 2 // 2 session(8) seq(8) len(4) bytes
 )
 
-const blockLen = 25 // of an object's record
+const blockLen = 21 // of an object's record
 
 func encodeBlock(k *meta.Block) []byte {
 	b := make([]byte, 0, blockLen+len(k.Data))
@@ -205,14 +207,11 @@ func encodeBlock(k *meta.Block) []byte {
 	b = binary.BigEndian.AppendUint64(b, k.Gen.Session)
 	b = binary.BigEndian.AppendUint64(b, k.Gen.Seq)
 	b = binary.BigEndian.AppendUint32(b, k.Len)
-	if k.Inline {
-		return append(b, k.Data...)
-	}
-	return binary.BigEndian.AppendUint32(b, k.Stored)
+	return append(b, k.Data...)
 }
 
 func decodeBlock(index uint32, b []byte) (*meta.Block, error) {
-	bad := len(b) < blockLen-4 ||
+	bad := len(b) < blockLen ||
 		b[0] == blockObject && len(b) != blockLen ||
 		b[0] != blockObject && b[0] != blockInline
 	if bad {
@@ -224,11 +223,10 @@ func decodeBlock(index uint32, b []byte) (*meta.Block, error) {
 		Len:   binary.BigEndian.Uint32(b[17:]),
 	}
 	if b[0] == blockObject {
-		k.Stored = binary.BigEndian.Uint32(b[21:])
 		return k, nil
 	}
 	k.Inline = true
-	k.Data = append([]byte(nil), b[21:]...)
+	k.Data = append([]byte(nil), b[blockLen:]...)
 	if len(k.Data) > int(k.Len) {
 		return nil, fmt.Errorf("tree: record of block %d: %w", index, errValue)
 	}

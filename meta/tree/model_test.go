@@ -213,8 +213,8 @@ func (m *model) tree() string {
 		if n.isDir() {
 			size = uint64(len(n.names))
 		}
-		fmt.Fprintf(&b, "%s ino %d mode %o nlink %d size %d bytes %d xattrs %v\n",
-			path, n.ino, n.mode, n.nlink, size, bytes, keys(n.xattrs))
+		fmt.Fprintf(&b, "%s ino %d mode %o nlink %d size %d bytes %d xattrs %d %v\n",
+			path, n.ino, n.mode, n.nlink, size, bytes, len(n.xattrs), keys(n.xattrs))
 		for _, name := range keys(n.names) {
 			walk(n.names[name], path+"/"+name)
 		}
@@ -238,8 +238,8 @@ func (c *client) describe() string {
 	var walk func(a meta.Attr, path string)
 	walk = func(a meta.Attr, path string) {
 		xattrs := c.ok(on(meta.OpListxattr, a.Ino, "")).Names
-		fmt.Fprintf(&b, "%s ino %d mode %o nlink %d size %d bytes %d xattrs %v\n",
-			path, a.Ino, a.Mode, a.Nlink, a.Size, a.Bytes, xattrs)
+		fmt.Fprintf(&b, "%s ino %d mode %o nlink %d size %d bytes %d xattrs %d %v\n",
+			path, a.Ino, a.Mode, a.Nlink, a.Size, a.Bytes, a.Xattrs, xattrs)
 		if !a.IsDir() {
 			return
 		}
@@ -342,7 +342,7 @@ func (p *player) write(n *node) (what string, got, want syscall.Errno) {
 	}
 	k := p.c.block(i, 1+uint32(p.IntN(testBlockSize)))
 	if i == 0 && p.IntN(2) == 0 {
-		k.Inline, k.Stored, k.Data = true, 0, make([]byte, k.Len)
+		k.Inline, k.Data = true, make([]byte, k.Len)
 	}
 	end := uint64(i)*testBlockSize + uint64(k.Len)
 	r := p.c.do(&meta.Request{Op: meta.OpCommit, Ino: n.ino, Size: end, Blocks: []meta.Block{k}})

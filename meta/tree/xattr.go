@@ -84,6 +84,9 @@ func (s *session) setxattr(ctx context.Context, req *meta.Request) (*meta.Reply,
 		if err := c.replace(key, old, append([]byte{}, req.Data...)); err != nil {
 			return nil, err
 		}
+		if old == nil {
+			in.Xattrs++
+		}
 		c.touch(in)
 		c.inval(in, false)
 		return &meta.Reply{Attr: in.told()}, nil
@@ -131,6 +134,7 @@ func (s *session) removexattr(ctx context.Context, req *meta.Request) (*meta.Rep
 		if err := c.replace(key, old, nil); err != nil {
 			return nil, err
 		}
+		in.Xattrs--
 		c.touch(in)
 		c.inval(in, false)
 		return &meta.Reply{Attr: in.told()}, nil
