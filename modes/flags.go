@@ -86,7 +86,7 @@ func choiceFlag(dst *string, name, help string, words ...string) cli.Flag {
 }
 
 func boolFlag(dst *bool, name, help string) cli.Flag {
-	return &cli.BoolFlag{Name: name, Usage: help, EnvVars: []string{envName(name)}, Destination: dst, DisableDefaultText: true}
+	return &cli.BoolFlag{Name: name, Usage: help, EnvVars: []string{envName(name)}, Value: *dst, Destination: dst, DisableDefaultText: true}
 }
 
 func parseCount(s string) (int64, error) {

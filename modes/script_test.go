@@ -37,11 +37,14 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Condition: func(name string) (bool, error) {
-			if name != "fuse" {
-				return false, fmt.Errorf("unknown condition %s", name)
+			switch name {
+			case "fuse":
+				_, err := os.Stat("/dev/fuse")
+				return err == nil, nil
+			case "root":
+				return os.Getuid() == 0, nil
 			}
-			_, err := os.Stat("/dev/fuse")
-			return err == nil, nil
+			return false, fmt.Errorf("unknown condition %s", name)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"usage":     usage,
