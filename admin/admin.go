@@ -92,6 +92,8 @@ type (
 		BlockSize    int64      `json:"blockSize"`   // bytes, fixed
 		InlineMax    int64      `json:"inlineMax"`   // bytes
 		Compression  string     `json:"compression"` // lz4, zstd or none
+		Encryption   bool       `json:"encryption"`  // blocks are sealed with a secret that mounts have, fixed
+		SecretID     string     `json:"secretID"`    // by which mounts tell that secret from others; "": none has registered it
 		Retention    int64      `json:"retention"`   // seconds of history; 0 none, -1 for ever
 		MaxBlocks    int64      `json:"maxBlocks"`   // 0 no limit
 		MaxInodes    int64      `json:"maxInodes"`   // 0 no limit
@@ -125,6 +127,8 @@ type (
 //	GET /v1/settings/proxy    proxy group token -> ProxySettings
 //	GET /v1/settings/meta     meta store token  -> MetaSettings
 //
+//	POST /v1/settings/mount/secret   volume token, Secret -> registered
+//
 // Each answer has an ETag. With If-None-Match and ?wait=30s the request is
 // answered when the settings change, or with 304 when the time is over. What
 // changes by itself (Ticket) does not count for the ETag; a 304 to a mount has
@@ -140,6 +144,12 @@ type (
 		Groups     []GroupSettings `json:"groups"`
 		Ticket     string          `json:"ticket"` // see package ticket
 		Expires    time.Time       `json:"expires"`
+	}
+
+	// A Secret is what the first mount of an encrypted volume registers. It is
+	// set once: only the same may be registered again.
+	Secret struct {
+		SecretID string `json:"secretID"` // see seal.Sealer.Fingerprint
 	}
 
 	// GroupSettings are a proxy group as its clients see it.

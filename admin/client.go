@@ -135,6 +135,13 @@ func (c *Client) Enrol(ctx context.Context, e Enrolment) (Enrolled, error) {
 	return answer, c.do(ctx, "POST", "/v1/enrol", e, &answer)
 }
 
+// RegisterSecret tells admin which secret the blocks of an encrypted volume
+// are sealed with, for the bearer of a token of the volume. That it is not the
+// volume's is an [*Error] of status 409.
+func (c *Client) RegisterSecret(ctx context.Context, secretID string) error {
+	return c.do(ctx, "POST", "/v1/settings/mount/secret", Secret{secretID}, nil)
+}
+
 // do sends a request and decodes the answer into out, if that is not nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	var body []byte

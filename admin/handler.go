@@ -59,6 +59,9 @@ func (a *api) routes() []route {
 			body: "Enrolment", answer: "Enrolled", errors: []int{409}, handle: a.enrol,
 			summary: "Tell where a server is and which key it has; a key other than the known one is refused"},
 		a.settingsRoute("mount", scopeVolumeToken, "MountSettings"),
+		{method: "POST", path: "/v1/settings/mount/secret", scopes: []string{scopeVolumeToken},
+			body: "Secret", errors: []int{409}, handle: a.registerSecret,
+			summary: "Register the secret of an encrypted volume, once, with a token that may write; another than the registered one is refused"},
 		a.settingsRoute("proxy", scopeProxyGroup, "ProxySettings"),
 		a.settingsRoute("meta", scopeMetaStore, "MetaSettings"),
 	}

@@ -26,7 +26,7 @@ var samples = map[string]struct{ make, change map[string]any }{
 }
 
 // others are values for fields that cannot be changed.
-var others = map[Kind]any{KindString: "other", KindInt: 77.0, KindSize: 524288.0, KindMap: map[string]any{"a": "b"}, KindTime: "2001-01-01T00:00:00Z"}
+var others = map[Kind]any{KindString: "other", KindInt: 77.0, KindBool: true, KindSize: 524288.0, KindMap: map[string]any{"a": "b"}, KindTime: "2001-01-01T00:00:00Z"}
 
 // sampled returns a site with a second group, and the object made of a
 // table's sample.

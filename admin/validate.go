@@ -32,6 +32,7 @@ var (
 	volumePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 	bucketPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 	uuidPattern   = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+	secretPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	labelPattern  = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 )
 
@@ -246,6 +247,14 @@ func cleanFlags(s string) (string, *Error) {
 
 func splitFlags(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// checkSecretID wants what seal.Sealer.Fingerprint returns.
+func checkSecretID(s string) *Error {
+	if !secretPattern.MatchString(s) {
+		return bad("secretID", "must be 32 hexadecimal digits in lower case")
+	}
+	return nil
 }
 
 // checkPin wants what package tlspin writes.
