@@ -217,8 +217,12 @@ func volumeConfig(v admin.Volume) tree.VolumeConfig {
 	if v.Retention >= 0 && v.Retention <= math.MaxInt64/int64(time.Second) {
 		retention = time.Duration(v.Retention) * time.Second
 	}
+	inline := v.InlineMax
+	if v.Encryption {
+		inline = 0 // contents are here sealed or not at all
+	}
 	return tree.VolumeConfig{
-		Name: v.Name, BlockSize: uint32(v.BlockSize), InlineMax: uint32(v.InlineMax), Retention: retention,
+		Name: v.Name, BlockSize: uint32(v.BlockSize), InlineMax: uint32(inline), Retention: retention,
 		MaxBytes: uint64(v.MaxBlocks) * uint64(v.BlockSize), MaxInodes: uint64(v.MaxInodes),
 	}
 }

@@ -21,7 +21,6 @@ import (
 	"flexfs/meta"
 	"flexfs/store"
 	"flexfs/store/remote"
-	"flexfs/store/seal"
 )
 
 // How often a mount tries an operation on a block, proxies and bucket both, and
@@ -36,6 +35,7 @@ type Mount struct {
 	Admin  Access
 	Volume string // name or id; "": the one that the token is for
 	Dir    string // the mount point
+	Secret []byte // of an encrypted volume; nil: none. Listen takes it and clears it
 
 	MemCapacity int64  // bytes for blocks, half for the cache, half for what is being written and read ahead
 	DiskFolder  string // for a cache of blocks on disk; "": none
@@ -54,6 +54,7 @@ type Mount struct {
 	feed     feed[admin.MountSettings]
 	last     admin.Fetched[admin.MountSettings]
 	started  time.Time
+	secretID string // of the secret, see seal.Sealer.Fingerprint; "": none
 
 	group   *remote.Group
 	disk    *cache.Disk // nil: none
@@ -94,6 +95,9 @@ func (m *Mount) Listen(ctx context.Context) (err error) {
 	if err := m.connect(ctx, blocks); err != nil {
 		return err
 	}
+	if err := m.registerSecret(ctx); err != nil {
+		return err
+	}
 	m.wg.Go(func() { m.feed.follow(background, m.last, m.apply) })
 	if m.mounted, err = m.fs.Mount(ctx, m.Dir); err != nil {
 		return err
@@ -132,7 +136,7 @@ func (m *Mount) forced() map[string]*bool {
 // in it.
 func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 	s := m.settings.Load()
-	codec, err := seal.ParseCodec(s.Volume.Compression)
+	sealer, err := m.newSealer(&s.Volume)
 	if err != nil {
 		return nil, err
 	}
@@ -151,8 +155,8 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 		}
 		far = m.disk
 	}
-	plain := seal.New(far, seal.Options{Codec: codec}) // compressed below here
-	m.mem, err = cache.NewMem(plain, m.MemCapacity/2)  // what the file system reads
+	plain := sealer.Over(far)                         // compressed and, on an encrypted volume, encrypted below here
+	m.mem, err = cache.NewMem(plain, m.MemCapacity/2) // what the file system reads
 	return m.mem, err
 }
 
@@ -183,8 +187,12 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		Resume: func() ([]meta.Ino, []meta.InoLock) { return m.fs.Resume() },
 		Lost:   func() { m.fs.Lost() },
 	})
+	var service fuse.Meta = m.client
+	if s.Volume.Encryption {
+		service = sealedMeta{m.client}
+	}
 	m.fs = fuse.New(fuse.Config{
-		Meta: m.client, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(m.MemCapacity / 2), Log: m.Log,
+		Meta: service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(m.MemCapacity / 2), Log: m.Log,
 		Stats:    func() any { return m.Stats() },
 		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),
 	})

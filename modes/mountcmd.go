@@ -22,6 +22,7 @@ type mounting struct {
 	access     accessFlags
 	log        logging
 	memory     Amount
+	secretFile string
 	foreground bool
 	logFile    string
 	options    string // expanded before flags are parsed, see expandOptions
@@ -35,6 +36,7 @@ func mountCommand() *cli.Command {
 		amountFlag(&m.memory, "memCapacity", "`SIZE` of memory for blocks, or the share of the machine's: 2GiB, 10%"),
 		textFlag(&m.DiskFolder, "diskFolder", "`FOLDER` for a cache of blocks on disk, which survives a restart; else there is none"),
 		quotaFlag(&m.DiskQuota, "diskQuota", "`SIZE` that the cache may take, or the share of the disk: 100GiB, 80%"),
+		textFlag(&m.secretFile, "secretFile", "`FILE` with the secret of an encrypted volume, a line of at least 8 characters that only its owner can read"),
 		boolFlag(&m.ReadOnly, "ro", "mount read-only"),
 		boolFlag(&m.AllowOther, "allowOther", "let all users in, not only the one who mounts; root's mounts do unless --allowOther=false"),
 		boolFlag(&m.NoATime, "noATime", "do not record when files were read"),
@@ -95,6 +97,11 @@ func (m *mounting) run(c *cli.Context) error {
 func (m *mounting) serve(ctx context.Context, r *reporter) (err error) {
 	if err := checkMountPoint(m.Dir, m.NonEmpty); err != nil {
 		return err
+	}
+	if m.secretFile != "" {
+		if m.Secret, err = readSecret(m.secretFile); err != nil {
+			return err
+		}
 	}
 	m.Admin, err = m.access.resolve(ctx, r.say, homeFolder("mount", m.Volume+".json"), homeFolder("credentials.json"))
 	if err != nil {

@@ -118,7 +118,7 @@ func (c *configuring) printList(objects []json.RawMessage) error {
 }
 
 // narrow are fields that a listing leaves to show: it would not fit a screen.
-var narrow = []string{"pin", "refusedPin", "notes", "accountID", "inlineMax", "maxBlocks", "maxInodes", "createdAt"}
+var narrow = []string{"pin", "refusedPin", "notes", "accountID", "inlineMax", "secretID", "maxBlocks", "maxInodes", "createdAt"}
 
 func tab(column int) string {
 	if column == 0 {
