@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"flexfs/admin"
+	"flexfs/fuse"
 	"flexfs/meta"
 	"flexfs/store"
 	"flexfs/store/seal"
@@ -112,11 +113,11 @@ func (m *Mount) registerSecret(ctx context.Context) error {
 
 // sealedMeta is the metadata service of an encrypted volume. Whatever it says,
 // no contents go to it.
-type sealedMeta struct{ *meta.Client }
+type sealedMeta struct{ fuse.Meta }
 
 // Volume returns what the service told, with nothing kept inline.
 func (s sealedMeta) Volume() meta.Volume {
-	v := s.Client.Volume()
+	v := s.Meta.Volume()
 	v.InlineMax = 0
 	return v
 }
@@ -128,5 +129,5 @@ func (s sealedMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, err
 			return nil, errors.New("contents of an encrypted volume are not sent to the metadata service")
 		}
 	}
-	return s.Client.Do(ctx, req)
+	return s.Meta.Do(ctx, req)
 }

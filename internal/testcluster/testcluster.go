@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -519,4 +520,11 @@ func (l *testLog) end() {
 	for _, line := range l.lines {
 		l.t.Log(line)
 	}
+}
+
+// text returns the last lines.
+func (l *testLog) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.lines, "")
 }
