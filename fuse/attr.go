@@ -151,7 +151,9 @@ func (fs *FS) cut(in *inode, size uint64) {
 	for idx, p := range ct.pend {
 		at := uint64(idx) * bs
 		if at >= size {
-			fs.remove(in, &p.rec)
+			if p.uncommitted() {
+				fs.remove(in, &p.rec)
+			}
 			delete(ct.pend, idx)
 		} else {
 			p.rec.Len = uint32(min(uint64(p.rec.Len), size-at))

@@ -174,7 +174,7 @@ func (fs *FS) fetchMap(ctx context.Context, in *inode, idx uint32) (meta.Block, 
 	ct := &in.content
 	fresh := rep.Cache && !fs.invals.since(seq, in.ino)
 	in.learn(&rep.Attr, nil, fresh)
-	if fresh {
+	if fresh && rep.Attr.Data == in.attr.Data { // else our own change has overtaken it
 		for _, b := range rep.Blocks {
 			ct.record(b)
 		}

@@ -426,6 +426,7 @@ func (c *call) copyRange(op *fuseops.CopyFileRangeOp) error {
 	}
 	left := min(op.Length, maxCopy)
 	var s stream
+	defer s.close()
 	for left > 0 {
 		data, n, err := c.read(src.in, &s, op.Offset+uint64(op.BytesCopied), int(min(left, uint64(len(zeros)))))
 		if err == nil && n == 0 {

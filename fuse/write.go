@@ -122,7 +122,7 @@ func (fs *FS) markDirty(in *inode) {
 // startUpload uploads a dirty block in the background. in.mu is held, and no
 // upload of the block is under way.
 func (fs *FS) startUpload(in *inode, idx uint32) {
-	go fs.upload(in, fs.freeze(in, idx, false))
+	go fs.upload(fs.ctx, in, fs.freeze(in, idx, false))
 }
 
 // freeze takes a block out of the dirty ones, to be uploaded. in.mu is held, and
@@ -138,10 +138,11 @@ func (fs *FS) freeze(in *inode, idx uint32, inline bool) *upload {
 	return u
 }
 
-// upload makes a block durable. If it fails the block is dirty again.
-func (fs *FS) upload(in *inode, u *upload) {
+// upload makes a block durable. If it fails, or ctx ends, the block is dirty
+// again.
+func (fs *FS) upload(ctx context.Context, in *inode, u *upload) {
 	idx := u.idx
-	rec, err := fs.put(in, idx, u)
+	rec, err := fs.put(ctx, in, idx, u)
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	ct := &in.content
@@ -192,7 +193,8 @@ func (fs *FS) setPending(in *inode, idx uint32, d *dirty, rec meta.Block) {
 		}
 	}
 	p := &pending{rec: rec, d: d}
-	if d.covers(0, fs.blockSize()) && !ct.run.on { // it will never be merged again
+	if d.covers(0, fs.blockSize()) && !ct.run.on { // all of it is ours: it will never be merged again
+		p.rec.Base, p.rec.BaseLen, p.rec.Whole = meta.Gen{}, 0, true
 		fs.budget.release(d.free())
 		p.d = nil
 	}
@@ -218,21 +220,28 @@ func (fs *FS) overtaken(in *inode, idx uint32, base *meta.Block) bool {
 
 // put merges the written bytes with what the block had, stores it, and returns
 // its new record.
-func (fs *FS) put(in *inode, idx uint32, u *upload) (meta.Block, error) {
+func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.Block, error) {
 	if !u.inline {
-		fs.uploads <- struct{}{}
-		defer func() { <-fs.uploads }()
+		select {
+		case fs.uploads <- struct{}{}:
+			defer func() { <-fs.uploads }()
+		case <-ctx.Done():
+			return meta.Block{}, context.Cause(ctx)
+		}
 	}
 	bs := fs.blockSize()
+	in.mu.Lock()
+	appended := in.content.run.on // others may append to the same block, and must not be overwritten
+	in.mu.Unlock()
 	rec := meta.Block{
 		Index: idx,
 		Gen:   meta.Gen{Session: fs.meta.Session(), Seq: fs.seq.Add(1)},
-		Whole: u.d.covers(0, bs),
+		Whole: !appended && u.d.covers(0, bs),
 	}
 	var base meta.Block
 	if !rec.Whole {
 		var err error
-		if base, err = fs.baseOf(fs.ctx, in, idx); err != nil {
+		if base, err = fs.baseOf(ctx, in, idx); err != nil {
 			return rec, err
 		}
 	}
@@ -243,7 +252,7 @@ func (fs *FS) put(in *inode, idx uint32, u *upload) (meta.Block, error) {
 	buf := fs.buffer()
 	defer fs.recycle(buf)
 	data := (*buf)[:max(int(base.Len), u.d.end())]
-	if err := fs.merge(in, &base, u.d, data); err != nil {
+	if err := fs.merge(ctx, in, &base, u.d, data); err != nil {
 		return rec, fmt.Errorf("fuse: merge block %d of inode %d: %w", idx, in.ino, err)
 	}
 	rec.Len = uint32(len(data))
@@ -251,7 +260,7 @@ func (fs *FS) put(in *inode, idx uint32, u *upload) (meta.Block, error) {
 		rec.Inline, rec.Data = true, append([]byte(nil), data...)
 		return rec, nil
 	}
-	if err := fs.blocks.Put(fs.ctx, fs.key(in, &rec), data); err != nil {
+	if err := fs.blocks.Put(ctx, fs.key(in, &rec), data); err != nil {
 		return rec, fmt.Errorf("fuse: upload block %d of inode %d: %w", idx, in.ino, err)
 	}
 	fs.stats.Uploads.Add(1)
@@ -260,13 +269,13 @@ func (fs *FS) put(in *inode, idx uint32, u *upload) (meta.Block, error) {
 }
 
 // merge fills data with the dirty bytes and, between them, those of base.
-func (fs *FS) merge(in *inode, base *meta.Block, d *dirty, data []byte) error {
+func (fs *FS) merge(ctx context.Context, in *inode, base *meta.Block, d *dirty, data []byte) error {
 	gaps := d.gaps(len(data))
 	if len(gaps) > 4 { // one request for all
 		gaps = []span{{0, len(data)}}
 	}
 	for _, g := range gaps {
-		b, err := fs.load(fs.ctx, in, base, g.lo, g.hi)
+		b, err := fs.load(ctx, in, base, g.lo, g.hi)
 		if err != nil {
 			return err
 		}
@@ -375,6 +384,9 @@ func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
 	if err := in.waitUploads(ctx); err != nil { // if one fails its block is dirty again
 		return err
 	}
+	if err := fs.recognise(ctx, in); err != nil {
+		return err
+	}
 	in.mu.Lock()
 	if run := &in.content.run; run.on && in.attr.Size > run.start {
 		fs.moveRun(in)
@@ -395,6 +407,43 @@ func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
 func answered(err error) bool {
 	e := refusal(err)
 	return e != 0 && e != syscall.EIO
+}
+
+// recognise looks for appended blocks that a commit without an answer named. If
+// one is part of the file the commit was done, and they must not be appended
+// again. in is locked for flushing, and nothing of it on its way.
+func (fs *FS) recognise(ctx context.Context, in *inode) error {
+	var list []*pending
+	in.mu.Lock()
+	ct := &in.content
+	for _, idx := range sorted(ct.pend) {
+		if p := ct.pend[idx]; p.unsure && ct.run.on {
+			list = append(list, p)
+		}
+	}
+	in.mu.Unlock()
+	done := false
+	for _, p := range list {
+		b, err := fs.fetchMap(ctx, in, p.rec.Index)
+		if err != nil {
+			return err
+		}
+		if done = b.Gen == p.rec.Gen; done {
+			break
+		}
+	}
+	if !done {
+		return nil
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, p := range list {
+		delete(ct.pend, p.rec.Index)
+		fs.budget.release(p.d.free())
+		end := uint64(p.rec.Index)*uint64(fs.blockSize()) + uint64(p.rec.Len)
+		ct.run.start = min(max(ct.run.start, end), ct.run.end)
+	}
+	return nil
 }
 
 // resolve deals with blocks that a commit without an answer named. They may be
@@ -474,6 +523,10 @@ func (fs *FS) uploadAll(ctx context.Context, in *inode) error {
 	var all []*upload
 	in.mu.Lock()
 	ct := &in.content
+	var before []*upload // that writes have begun since the flush did
+	for _, u := range ct.up {
+		before = append(before, u)
+	}
 	inline := ct.inline(in.attr.Size, fs.vol().InlineMax)
 	for _, idx := range sorted(ct.dirty) {
 		if ct.up[idx] == nil {
@@ -483,14 +536,14 @@ func (fs *FS) uploadAll(ctx context.Context, in *inode) error {
 	in.mu.Unlock()
 	for i, u := range all {
 		if i == len(all)-1 { // no need for another goroutine, which is what small files gain by
-			fs.upload(in, u)
+			fs.upload(ctx, in, u)
 		} else {
-			go fs.upload(in, u)
+			go fs.upload(ctx, in, u)
 		}
 	}
 
 	var first error
-	for _, u := range all {
+	for _, u := range append(before, all...) {
 		select {
 		case <-u.done:
 		case <-ctx.Done():
@@ -607,7 +660,7 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 	if err := fs.refresh(ctx, in); err != nil {
 		return err
 	}
-	current := map[uint32]meta.Gen{}
+	current := map[uint32]meta.Block{}
 	for _, idx := range idxs {
 		in.mu.Lock()
 		b, known := in.content.rec(idx)
@@ -618,7 +671,7 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 				return err
 			}
 		}
-		current[idx] = b.Gen
+		current[idx] = b
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -627,9 +680,9 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 		fs.moveRun(in)
 		return nil
 	}
-	for idx, gen := range current {
+	for idx, b := range current {
 		p := ct.pend[idx]
-		if p == nil || p.rec.Whole || p.rec.Base == gen || p.d == nil {
+		if p == nil || p.rec.Whole || p.rec.Base == b.Gen && p.rec.BaseLen == b.Len || p.d == nil {
 			continue
 		}
 		delete(ct.pend, idx)
