@@ -71,9 +71,12 @@ type FS struct {
 	stats  Stats
 
 	// ctx is that of all work for the kernel. It ends when the mount is given
-	// up with work undone.
-	ctx    context.Context
-	cancel context.CancelFunc
+	// up with work undone. calls is that of the kernel's operations, and ends
+	// soon after the kernel has hung up.
+	ctx      context.Context
+	cancel   context.CancelFunc
+	calls    context.Context
+	cutCalls context.CancelFunc
 
 	volOnce sync.Once
 	volume  meta.Volume
@@ -162,6 +165,7 @@ func New(cfg Config) *FS {
 		locking: make(chan struct{}, maxLockWaits),
 	}
 	fs.ctx, fs.cancel = context.WithCancel(context.Background())
+	fs.calls, fs.cutCalls = context.WithCancel(fs.ctx)
 	fs.inode(meta.Root).lookups = 1
 	return fs
 }
@@ -215,7 +219,7 @@ func (c *call) wait() context.Context {
 		c.unanswer()
 	}
 	c.detach()
-	ctx, cancel := context.WithCancel(c.fs.ctx)
+	ctx, cancel := context.WithCancel(c.fs.calls)
 	unhook := context.AfterFunc(c.op, func() { c.fs.outwait(ctx, cancel) })
 	c.work = ctx
 	c.stop = func() { unhook(); cancel() }

@@ -37,6 +37,10 @@ const (
 
 	// patience is how long an operation may keep the leader from reading.
 	patience = 2 * time.Millisecond
+
+	// farewell is how long operations may go on after the kernel has hung up:
+	// nobody waits for them any more.
+	farewell = time.Second
 )
 
 func newServer(fs *FS, conn *connection) *server {
@@ -72,6 +76,7 @@ func (s *server) lead(c *fuse.Connection, id uint64) {
 		ctx, op, err := c.ReadOp()
 		if err != nil { // unmounted
 			close(s.done)
+			time.AfterFunc(farewell, s.fs.cutCalls)
 			return
 		}
 		s.ops.Add(1)

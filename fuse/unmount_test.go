@@ -1,0 +1,60 @@
+package fuse
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"flexfs/meta"
+)
+
+// While the service is away a mount can be ended, whatever programs wait for.
+func TestUnmountWhileTheServiceIsAway(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("there is no /dev/fuse")
+	}
+	w := newWorld(t)
+	fs := w.newFS("one", Config{})
+	var away atomic.Bool
+	asked := make(chan struct{}, 100)
+	hook(fs, func(ctx context.Context, _ *meta.Request, next func() (*meta.Reply, error)) (*meta.Reply, error) {
+		if !away.Load() {
+			return next()
+		}
+		asked <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	dir := t.TempDir()
+	m, err := fs.Mount(context.Background(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_FORCE|syscall.MNT_DETACH); fs.cancel() })
+	away.Store(true)
+	stat := make(chan error, 1)
+	go func() {
+		_, err := os.Stat(filepath.Join(dir, "unknown"))
+		stat <- err
+	}()
+	<-asked
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- m.Unmount(ctx) }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("that its users were cut off is not said")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for ever")
+	}
+	if err := <-stat; err == nil {
+		t.Error("stat found a file that is not there")
+	}
+}
