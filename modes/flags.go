@@ -2,9 +2,7 @@ package modes
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/urfave/cli/v2"
@@ -56,20 +54,8 @@ func secretFlag(dst *string, name, help string) cli.Flag {
 	return f
 }
 
-func sizeFlag(dst *int64, name, help string) cli.Flag {
-	return flagOf(dst, name, help, parseSize, formatSize)
-}
-
 func amountFlag(dst *Amount, name, help string) cli.Flag {
 	return flagOf(dst, name, help, parseAmount, Amount.String)
-}
-
-func durationFlag(dst *time.Duration, name, help string) cli.Flag {
-	return flagOf(dst, name, help, parseDuration, formatDuration)
-}
-
-func intFlag(dst *int64, name, help string) cli.Flag {
-	return flagOf(dst, name, help, parseCount, func(n int64) string { return strconv.FormatInt(n, 10) })
 }
 
 // choiceFlag takes one of a few words.
@@ -89,14 +75,6 @@ func boolFlag(dst *bool, name, help string) cli.Flag {
 	return &cli.BoolFlag{Name: name, Usage: help, EnvVars: []string{envName(name)}, Value: *dst, Destination: dst, DisableDefaultText: true}
 }
 
-func parseCount(s string) (int64, error) {
-	n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64)
-	if err != nil || n < 0 {
-		return 0, fmt.Errorf("%q is not a number (0 or more)", s)
-	}
-	return n, nil
-}
-
 // envName returns the environment variable of a flag: FLEXFS_ADMIN_ADDR of
 // adminAddr, FLEXFS_NO_SSL of noSSL.
 func envName(flag string) string {
@@ -110,7 +88,3 @@ func envName(flag string) string {
 	}
 	return string(name)
 }
-
-// isSet tells whether a flag was given, on the command line or by its
-// environment variable.
-func isSet(c *cli.Context, name string) bool { return c.IsSet(name) }

@@ -22,8 +22,7 @@ import (
 const statsXattr = "user.flexfs.stats"
 
 func statsCommand() *cli.Command {
-	var output string
-	output = "table"
+	output := "table"
 	return &cli.Command{
 		Name:      "stats",
 		Usage:     "show what a mount did since its start, and the proxies it uses",

@@ -2,7 +2,6 @@ package metatest
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -404,6 +403,6 @@ func racingMakes(e *exam) {
 		e.Errorf("%d names, want %d", got, files)
 	}
 	if got := m.attr(meta.Root).Size; got != files {
-		e.Error(fmt.Sprintf("the directory counts %d names, want %d", got, files))
+		e.Errorf("the directory counts %d names, want %d", got, files)
 	}
 }

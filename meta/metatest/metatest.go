@@ -256,17 +256,4 @@ func (e *exam) within(d time.Duration, what string, f func()) {
 	}
 }
 
-// eventually waits until ok returns true.
-func (e *exam) eventually(what string, ok func() bool) {
-	e.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); <-tick.C {
-		if ok() {
-			return
-		}
-	}
-	e.Errorf("after 20 s still not: %s", what)
-}
-
 func name(i int) string { return fmt.Sprintf("name%03d", i) }

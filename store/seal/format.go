@@ -224,17 +224,6 @@ func (h *Head) Check(frames []byte, off, n int64) error {
 	return nil
 }
 
-// Span parses head, which may be longer than the head itself, and returns the
-// answer of [Head.Span].
-func Span(head []byte, off, n int64) (from, to int64, err error) {
-	h, err := ParseHead(head)
-	if err != nil {
-		return 0, 0, err
-	}
-	from, to = h.Span(off, n)
-	return from, to, nil
-}
-
 // Verify tests a whole sealed block: that it is key's, is complete, and agrees
 // with its checksums. It needs no secret. Any error wraps [store.ErrCorrupt].
 func Verify(key store.Key, sealed []byte) error {
