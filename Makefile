@@ -1,7 +1,7 @@
 # make        builds ./bin/flexfs
 # make demo   brings everything up on this machine and runs real programs on it
 # make test   passes the tests, as .ci/run does
-# make check  formatting and vet
+# make check  formatting, vet, staticcheck
 # make fuzz   each fuzz target for a while
 # make clean  removes what the others made, except Go's own caches
 
@@ -34,6 +34,7 @@ test: setup build check
 check: library
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
 fuzz: library
 	@for p in $$($(GO) list ./...); do \
