@@ -88,7 +88,8 @@ type Client struct {
 	mu      sync.Mutex
 	link    *link         // nil while there is no connection
 	changed chan struct{} // closed when link changes
-	session *session
+	session *session      // nil: there is none to resume
+	last    uint64        // the number of the newest
 	volume  Volume
 	closed  bool
 }
@@ -163,14 +164,12 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Session returns the number of the session.
+// Session returns the number of the session, no other client's ever; when it was
+// lost, still that, until there is a new one.
 func (c *Client) Session() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.session == nil {
-		return 0
-	}
-	return c.session.id
+	return c.last
 }
 
 // Volume tells about the volume, as the service did at the last connection.
@@ -480,7 +479,7 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 	}
 	l.session, l.lease = s, reply.Lease
 	c.mu.Lock()
-	c.session, c.volume = s, reply.VolumeInfo
+	c.session, c.last, c.volume = s, s.id, reply.VolumeInfo
 	c.mu.Unlock()
 	c.extend(sent, reply.Lease)
 	return nil

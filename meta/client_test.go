@@ -684,3 +684,29 @@ func TestARequestThatIsNotUnderstoodIsRefused(t *testing.T) {
 		}
 	})
 }
+
+// While no new session can be opened, a client is the last one that it had:
+// its number is in the names of blocks, and there must never be two of a name.
+func TestTheNumberOfALostSessionStaysTheClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newToy()
+		h.hello = func(req *meta.Request) *meta.Reply {
+			if h.last > 0 && req.Session == 0 {
+				return &meta.Reply{Errno: syscall.EACCES}
+			}
+			return nil
+		}
+		lost := false
+		c := connect(t, direct(t, h), meta.ClientConfig{Lost: func() { lost = true }})
+		was := c.Session()
+		h.forget()
+		h.cut()
+		time.Sleep(5 * time.Second)
+		if !lost {
+			t.Fatal("the session is not lost")
+		}
+		if c.Session() != was || was == 0 {
+			t.Errorf("the session is %d, was %d", c.Session(), was)
+		}
+	})
+}
