@@ -109,7 +109,7 @@ func (v *volume) callBack(ctx context.Context, s *session, invals []meta.Inval) 
 		wait := time.Until(s.leaseEnd())
 		if wait <= 0 {
 			v.lapse(s)
-			return nil
+			continue
 		}
 		if conn == nil || !fresh {
 			pause(wait, changed)
@@ -163,9 +163,9 @@ func (v *volume) answered(s *session, invals []meta.Inval, reply *meta.Reply) []
 	return inUse
 }
 
-// lapse ends a session whose lease has ended.
+// lapse ends a session whose lease has ended, unless it is heard of after all.
 func (v *volume) lapse(s *session) {
-	if err := v.end(s, "its lease ended"); err != nil {
+	if err := v.end(s, lapseReason); err != nil {
 		v.srv.cfg.Log.Error("ending a session failed", "session", s.id, "err", err)
 	}
 }

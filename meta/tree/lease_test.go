@@ -432,3 +432,34 @@ func TestARepetitionWaitsForTheFirst(t *testing.T) {
 		}
 	})
 }
+
+// A client that is heard of in the last moment has a lease again: it is not
+// given up, but told.
+func TestAHolderThatReturnsWhileItIsGivenUpIsTold(t *testing.T) {
+	w := newWorld(t)
+	c := w.hello("rw:")
+	ino := c.file(meta.Root, "f")
+	s := w.srv.sessionOf(c.conn)
+	s.run.RLock() // a transaction is under way
+	s.mu.Lock()
+	s.contact = time.Now().Add(-2 * w.srv.cfg.Lease)
+	s.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.v.callBack(context.Background(), s, []meta.Inval{{Ino: ino, Attr: true}})
+	}()
+	for s.run.TryRLock() { // until somebody waits to end the session
+		s.run.RUnlock()
+		time.Sleep(time.Millisecond)
+	}
+	c.ok(&meta.Request{Op: meta.OpPing})
+	s.run.RUnlock()
+	<-done
+	if reply := c.do(&meta.Request{Op: meta.OpPing}); reply.Errno != 0 && len(c.conn.told()) == 0 {
+		t.Error("its request was answered, and then its session ended and it was told nothing")
+	}
+	if told := c.conn.told(); len(told) == 0 {
+		t.Error("it was not told")
+	}
+}

@@ -96,8 +96,10 @@ func (s *session) touch(conn meta.Conn) bool {
 func (s *session) leaseEnd() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.contact.Add(s.v.srv.cfg.Lease * 9 / 8)
+	return s.leaseEndLocked()
 }
+
+func (s *session) leaseEndLocked() time.Time { return s.contact.Add(s.v.srv.cfg.Lease * 9 / 8) }
 
 func (srv *Server) sessionOf(conn meta.Conn) *session {
 	srv.mu.Lock()
@@ -273,7 +275,7 @@ func (v *volume) end(s *session, why string) error {
 	s.run.Lock()
 	defer s.run.Unlock()
 	s.mu.Lock()
-	if s.ended {
+	if s.ended || why == lapseReason && time.Now().Before(s.leaseEndLocked()) {
 		s.mu.Unlock()
 		return nil
 	}
@@ -305,7 +307,10 @@ func (v *volume) end(s *session, why string) error {
 	return err
 }
 
-const byeReason = "it said bye"
+const (
+	byeReason   = "it said bye"
+	lapseReason = "its lease ended"
+)
 
 // forget removes a session from what the volume remembers.
 func (v *volume) forget(s *session) {
