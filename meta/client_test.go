@@ -690,19 +690,19 @@ func TestARequestThatIsNotUnderstoodIsRefused(t *testing.T) {
 func TestTheNumberOfALostSessionStaysTheClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newToy()
+		var lost atomic.Bool
 		h.hello = func(req *meta.Request) *meta.Reply {
-			if h.last > 0 && req.Session == 0 {
+			if lost.Load() {
 				return &meta.Reply{Errno: syscall.EACCES}
 			}
 			return nil
 		}
-		lost := false
-		c := connect(t, direct(t, h), meta.ClientConfig{Lost: func() { lost = true }})
+		c := connect(t, direct(t, h), meta.ClientConfig{Lost: func() { lost.Store(true) }})
 		was := c.Session()
 		h.forget()
 		h.cut()
 		time.Sleep(5 * time.Second)
-		if !lost {
+		if !lost.Load() {
 			t.Fatal("the session is not lost")
 		}
 		if c.Session() != was || was == 0 {
