@@ -92,9 +92,12 @@ func (c *call) setattr(in *inode, req *meta.Request) error {
 	seq := fs.invals.now()
 	rep, err := c.do(req)
 	if err != nil {
+		if !answered(err) {
+			fs.doubt(in)
+		}
 		return err
 	}
-	fs.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
+	fs.learn(&rep.Attr, nil, rep.Cache, seq)
 	return nil
 }
 
@@ -121,10 +124,20 @@ func (c *call) truncate(in *inode, size uint64, killPriv bool) error {
 	seq := fs.invals.now()
 	rep, err := c.do(req)
 	if err != nil {
+		if !answered(err) {
+			fs.doubt(in)
+		}
 		return err
 	}
 	in.mu.Lock()
-	in.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
+	fresh := rep.Cache && !fs.invals.since(seq, in.ino)
+	was, mine := in.content.blockMap, fresh && rep.Attr.Data == in.attr.Data+1
+	in.learn(&rep.Attr, nil, fresh)
+	if mine { // nobody else changed it: what was known of its blocks is, cut
+		was.cut(size, uint64(fs.blockSize()))
+		in.content.blockMap = was
+		in.content.learnSize(size)
+	}
 	fs.cut(in, size)
 	if in.content.wrote {
 		in.content.mtime = t
@@ -245,6 +258,9 @@ func (c *call) getXattr(op *fuseops.GetXattrOp) error {
 	if !xattrAllowed(op.Name) {
 		return syscall.EOPNOTSUPP
 	}
+	if c.noXattrs(op.Inode) {
+		return syscall.ENODATA
+	}
 	rep, err := c.do(&meta.Request{Op: meta.OpGetxattr, Ino: meta.Ino(op.Inode), Name: op.Name})
 	if err != nil {
 		return err
@@ -265,7 +281,21 @@ func give(value, dst []byte, n *int) error {
 	return nil
 }
 
+// noXattrs reports whether it is known that an inode has no extended attribute.
+// The kernel asks for one before the first write to a file and before each
+// change of its owner.
+func (c *call) noXattrs(id fuseops.InodeID) bool {
+	in := c.fs.node(id)
+	in.mu.Lock()
+	none := in.valid && in.attr.Xattrs == 0
+	in.mu.Unlock()
+	return none && c.fs.leased()
+}
+
 func (c *call) listXattr(op *fuseops.ListXattrOp) error {
+	if c.noXattrs(op.Inode) {
+		return give(nil, op.Dst, &op.BytesRead)
+	}
 	rep, err := c.do(&meta.Request{Op: meta.OpListxattr, Ino: meta.Ino(op.Inode)})
 	if err != nil {
 		return err
@@ -307,6 +337,9 @@ func (c *call) changeXattr(req *meta.Request) error {
 	seq := fs.invals.now()
 	rep, err := c.do(req)
 	if err != nil {
+		if !answered(err) {
+			fs.doubt(fs.inode(req.Ino))
+		}
 		return err
 	}
 	fs.learnParent(&rep.Attr, rep.Cache, seq)

@@ -16,9 +16,7 @@ import (
 // that makes it part of the file. A read looks in that order, and then in recs,
 // the block map as the service told it.
 type content struct {
-	recs     map[uint32]meta.Block
-	known    map[uint32]bool // which pages of recs are complete
-	complete bool            // all of recs is
+	blockMap
 
 	dirty map[uint32]*dirty
 	up    map[uint32]*upload
@@ -35,6 +33,30 @@ type content struct {
 
 	err   error         // a loss that nobody was told of yet
 	mutex chan struct{} // one flush, commit or truncation at a time; see lock
+}
+
+// A blockMap is what is known of where a file's committed contents are.
+type blockMap struct {
+	recs     map[uint32]meta.Block
+	known    map[uint32]bool // which pages of recs are complete
+	complete bool            // all of recs is
+}
+
+// cut makes it the map of the file after it was cut, or extended, to size.
+func (m *blockMap) cut(size, blockSize uint64) {
+	for idx, b := range m.recs {
+		at := uint64(idx) * blockSize
+		switch {
+		case at >= size:
+			delete(m.recs, idx)
+		case uint64(b.Len) > size-at:
+			b.Len = uint32(size - at)
+			if b.Inline {
+				b.Data = b.Data[:min(len(b.Data), int(b.Len))]
+			}
+			m.recs[idx] = b
+		}
+	}
 }
 
 // An upload is a block on its way to the store. Its bytes do not change.
@@ -79,7 +101,7 @@ func (ct *content) busy() bool {
 func (ct *content) idle() bool { return !ct.busy() && ct.err == nil }
 
 func (ct *content) forgetMap() {
-	ct.recs, ct.known, ct.complete = nil, nil, false
+	ct.blockMap = blockMap{}
 }
 
 // learnSize uses what a size alone says about the block map.

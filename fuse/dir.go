@@ -72,15 +72,27 @@ func (c *call) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 		p := fuseutil.DirentPlus{Dirent: dirent(e, next)}
 		given := len(c.given)
 		if e.Name != "." && e.Name != ".." && e.Attr.Ino != 0 {
-			c.entry(d.in, c.fs.inode(e.Attr.Ino), e.Name, &p.Entry)
+			c.entry(d.in, c.fs.listed(&e.Attr), e.Name, &p.Entry)
 		}
 		n := fuseutil.WriteDirentPlus(buf, p)
 		if n == 0 && len(c.given) > given { // no room: the kernel does not get it
 			c.given = c.given[:given]
-			c.fs.forget(e.Attr.Ino, 1)
+			c.fs.untake(e.Attr.Ino)
 		}
 		return n
 	})
+}
+
+// listed returns the inode of an entry that was read a while ago. If it was
+// dropped since, the attributes of then are told and not kept.
+func (fs *FS) listed(attr *meta.Attr) *inode {
+	in := fs.inode(attr.Ino)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.attr.Ino == 0 {
+		in.learn(attr, nil, false)
+	}
+	return in
 }
 
 func dirent(e *meta.Entry, next fuseops.DirOffset) fuseutil.Dirent {
@@ -126,6 +138,38 @@ func (c *call) list(op *fuseops.ReadDirOp, write func([]byte, *dirHandle, *meta.
 		at++
 	}
 	return nil
+}
+
+// untake takes back a reference that the kernel did not get. The inode stays:
+// it is going to be given soon.
+func (fs *FS) untake(ino meta.Ino) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if in := fs.inodes[ino]; in != nil {
+		in.lookups--
+	}
+}
+
+// maxListed bounds the inodes that are known only because they were listed: the
+// kernel, which did not look at them, does not say when it needs them no more.
+const maxListed = 100_000
+
+// sweepListed drops all of those when there may be too many. n were listed.
+func (fs *FS) sweepListed(n int) {
+	var dropped []*inode
+	fs.mu.Lock()
+	if fs.listedSince += n; fs.listedSince > maxListed {
+		fs.listedSince = 0
+		for _, in := range fs.inodes {
+			if fs.dropLocked(in) {
+				dropped = append(dropped, in)
+			}
+		}
+	}
+	fs.mu.Unlock()
+	for _, in := range dropped {
+		fs.unname(in)
+	}
 }
 
 // dot returns the entry of the directory itself or of its parent.
@@ -190,13 +234,13 @@ func (d *dirHandle) fetch(c *call, i int) error {
 		}
 		return err
 	}
+	fs.learnParent(&rep.Attr, rep.Cache, seq)
 	for j := range rep.Entries {
 		e := &rep.Entries[j]
-		child := fs.learn(&e.Attr, nil, rep.Cache && !fs.invals.since(seq, e.Attr.Ino))
-		if rep.Cache {
-			fs.remember(in, e.Name, child, seq)
-		}
+		child := fs.learn(&e.Attr, nil, rep.Cache, seq)
+		fs.remember(in, e.Name, child, rep.Cache, seq)
 	}
+	fs.sweepListed(len(rep.Entries))
 	p.entries = append(p.entries, rep.Entries...)
 	p.eof = rep.EOF || len(rep.Entries) == 0
 	d.last = p

@@ -96,6 +96,8 @@ type FS struct {
 	lastID  uint64
 	absent  int // names known to be absent, in all directories
 
+	listedSince int // entries listed since the last sweep
+
 	uploads chan struct{} // an element per upload under way
 	closes  closer
 	wake    chan struct{} // the flusher has something to do

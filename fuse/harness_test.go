@@ -197,6 +197,12 @@ func (w *world) mount(name string, cfg Config) (*FS, string) {
 		w.t.Skip("there is no /dev/fuse")
 	}
 	fs := w.newFS(name, cfg)
+	return fs, w.mountFS(fs)
+}
+
+// mountFS mounts fs on a new directory, until the test ends.
+func (w *world) mountFS(fs *FS) string {
+	w.t.Helper()
 	dir := w.t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		w.t.Fatal(err)
@@ -213,7 +219,7 @@ func (w *world) mount(name string, cfg Config) (*FS, string) {
 			syscall.Unmount(dir, syscall.MNT_DETACH)
 		}
 	})
-	return fs, dir
+	return dir
 }
 
 // childVar names the directory that a child process examines. Checks map files:

@@ -23,9 +23,12 @@ type inode struct {
 	opens   int       // open files
 	told    bool      // the service was told that it is in use
 	locks   []meta.Lock
-	owners  map[uint64]uint64   // of range locks, and the open file that each used last
-	names   map[string]meta.Ino // of a directory: entries known, 0 is absent
-	parent  meta.Ino            // where it was found last
+	asking  map[lockOwner]int      // requests for locks that are under way
+	maybe   map[lockOwner]struct{} // who may hold a lock: the answer was lost
+	owners  map[uint64]uint64      // of range locks, and the open file that each used last
+	names   map[string]meta.Ino    // of a directory: entries known, 0 is absent
+	entries uint64                 // how many of names are not absent
+	parent  meta.Ino               // where it was found last
 	name    string
 	pages   uint64 // version of the contents that the kernel's pages have
 	content content
@@ -90,12 +93,7 @@ func (fs *FS) dropLocked(in *inode) bool {
 		return false
 	}
 	delete(fs.inodes, in.ino)
-	for _, child := range in.names {
-		if child == 0 {
-			fs.absent--
-		}
-	}
-	in.names = nil
+	fs.absent -= in.forgetAllNames()
 	return true
 }
 
@@ -107,22 +105,24 @@ func (fs *FS) unname(in *inode) {
 	}
 	dir.mu.Lock()
 	if dir.names[in.name] == in.ino {
-		delete(dir.names, in.name)
+		dir.forgetName(in.name)
 	}
 	dir.mu.Unlock()
 }
 
 // learn takes over what the service told about an inode, unless something newer
-// is known. fresh says that it may be kept: there was no inval since it was
-// asked for.
-func (fs *FS) learn(attr *meta.Attr, block *meta.Block, fresh bool) *inode {
+// is known. It is kept if the service allows that (cache) and there was no inval
+// since it was asked for, at seq. That is looked at with the inode locked: an
+// inval that comes later finds what is kept.
+func (fs *FS) learn(attr *meta.Attr, block *meta.Block, cache bool, seq uint64) *inode {
 	in := fs.inode(attr.Ino)
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.learn(attr, block, fresh)
+	in.learn(attr, block, cache && !fs.invals.since(seq, in.ino))
 	return in
 }
 
+// learn is FS.learn, where fresh says whether it may be kept. in.mu is held.
 func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
 	if attr.Ino == 0 || attr.Change < in.attr.Change {
 		return
@@ -143,11 +143,9 @@ func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
 }
 
 // remember notes that a name in a directory stands for an inode, or for none
-// (0), if there was no inval of the directory since seq.
-func (fs *FS) remember(dir *inode, name string, child *inode, seq uint64) {
-	if fs.invals.since(seq, dir.ino) {
-		return
-	}
+// (nil), if that may be kept (cache) and there was no inval of the directory
+// since seq. Else it forgets the name: it may stand for something else now.
+func (fs *FS) remember(dir *inode, name string, child *inode, cache bool, seq uint64) {
 	ino := meta.Ino(0)
 	if child != nil {
 		ino = child.ino
@@ -156,25 +154,71 @@ func (fs *FS) remember(dir *inode, name string, child *inode, seq uint64) {
 		child.mu.Unlock()
 	}
 	dir.mu.Lock()
-	if dir.names == nil {
-		dir.names = map[string]meta.Ino{}
+	var absent int
+	if cache && !fs.invals.since(seq, dir.ino) { // one that comes later finds the name
+		absent = dir.setName(name, ino)
+	} else {
+		absent = -dir.forgetName(name)
 	}
-	old, had := dir.names[name]
-	dir.names[name] = ino
 	dir.mu.Unlock()
 
 	fs.mu.Lock()
-	if ino == 0 && (!had || old != 0) {
-		fs.absent++
-	}
-	if had && old == 0 && ino != 0 {
-		fs.absent--
-	}
+	fs.absent += absent
 	full := fs.absent > maxAbsent
 	fs.mu.Unlock()
 	if full {
 		fs.forgetAbsent()
 	}
+}
+
+// setName notes what a name stands for, and returns by how much the number of
+// names known as absent grew. in.mu is held.
+func (in *inode) setName(name string, ino meta.Ino) int {
+	absent := -in.forgetName(name)
+	if in.names == nil {
+		in.names = map[string]meta.Ino{}
+	}
+	in.names[name] = ino
+	if ino == 0 {
+		return absent + 1
+	}
+	in.entries++
+	return absent
+}
+
+// forgetName returns how many names known as absent it forgot: 1 or 0. in.mu is
+// held.
+func (in *inode) forgetName(name string) int {
+	child, ok := in.names[name]
+	switch {
+	case !ok:
+		return 0
+	case child == 0:
+		delete(in.names, name)
+		return 1
+	}
+	delete(in.names, name)
+	in.entries--
+	return 0
+}
+
+// forgetAllNames returns how many of the names were known as absent. in.mu is
+// held.
+func (in *inode) forgetAllNames() int {
+	n := len(in.names) - int(in.entries)
+	in.names, in.entries = nil, 0
+	return n
+}
+
+// lacks reports whether it is known that a directory does not have a name:
+// because it was told, or because the names that it is known to have are as many
+// as its attributes count. While the lease lasts both are true, since whatever
+// changes them takes both back. in.mu is held.
+func (in *inode) lacks(name string) bool {
+	if child, ok := in.names[name]; ok {
+		return child == 0
+	}
+	return in.valid && in.attr.IsDir() && in.entries == in.attr.Size && name != "." && name != ".."
 }
 
 // maxAbsent bounds the names that are remembered as absent. Those that exist
@@ -189,7 +233,7 @@ func (fs *FS) forgetAbsent() {
 		in.mu.Lock()
 		for name, child := range in.names {
 			if child == 0 {
-				delete(in.names, name)
+				in.forgetName(name)
 			}
 		}
 		in.mu.Unlock()
@@ -202,17 +246,20 @@ func (fs *FS) forgetNames(dir *inode, names []string) {
 	n := 0
 	dir.mu.Lock()
 	for _, name := range names {
-		if child, ok := dir.names[name]; ok {
-			delete(dir.names, name)
-			if child == 0 {
-				n++
-			}
-		}
+		n += dir.forgetName(name)
 	}
 	dir.mu.Unlock()
 	fs.mu.Lock()
-	fs.absent = max(0, fs.absent-n)
+	fs.absent -= n
 	fs.mu.Unlock()
+}
+
+// doubt forgets what a change whose outcome is not known may have changed.
+func (fs *FS) doubt(in *inode, names ...string) {
+	in.mu.Lock()
+	in.valid = false
+	in.mu.Unlock()
+	fs.forgetNames(in, names)
 }
 
 // attrOf makes sure that the inode's attributes are as on the server.
@@ -235,7 +282,7 @@ func (c *call) attrOf(in *inode) error {
 	if rep.Attr.Ino == 0 {
 		rep.Attr.Ino = in.ino
 	}
-	fs.learn(&rep.Attr, rep.Block, rep.Cache && !fs.invals.since(seq, in.ino))
+	fs.learn(&rep.Attr, rep.Block, rep.Cache, seq)
 	return nil
 }
 
@@ -280,7 +327,12 @@ func (c *call) entry(dir, child *inode, name string, e *fuseops.ChildInodeEntry)
 func (c *call) give(child *inode) {
 	fs := c.fs
 	fs.mu.Lock()
-	if fs.inodes[child.ino] == nil { // dropped since we looked
+	if fs.inodes[child.ino] == nil { // dropped since we looked, and no inval found it
+		child.mu.Lock()
+		child.valid = false
+		fs.absent -= child.forgetAllNames()
+		child.content.forgetMap()
+		child.mu.Unlock()
 		fs.inodes[child.ino] = child
 	}
 	fs.inodes[child.ino].lookups++
@@ -292,7 +344,7 @@ func (c *call) give(child *inode) {
 func (c *call) entryUntil(dir *inode, name string, ino meta.Ino) time.Time {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
-	if got, ok := dir.names[name]; ok && got == ino {
+	if got, ok := dir.names[name]; ok && got == ino || ino == 0 && dir.lacks(name) {
 		return c.fs.meta.LeaseUntil()
 	}
 	return time.Time{}

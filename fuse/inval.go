@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -42,10 +43,28 @@ func (v *invals) addAll() {
 	v.ring[v.last%maxInvals] = 0
 }
 
+// own notes a change of ours in a directory, as the service does not: what was
+// asked of its names before must not be cached after. It returns the number with
+// which to remember what the change, begun at seq, made of them.
+func (v *invals) own(seq uint64, dir meta.Ino) uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.sinceLocked(seq, dir) {
+		return seq // not at all, then
+	}
+	v.last++
+	v.ring[v.last%maxInvals] = dir
+	return v.last
+}
+
 // since reports whether ino was named since seq.
 func (v *invals) since(seq uint64, ino meta.Ino) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	return v.sinceLocked(seq, ino)
+}
+
+func (v *invals) sinceLocked(seq uint64, ino meta.Ino) bool {
 	if v.all > seq || v.last-seq >= maxInvals {
 		return v.last != seq
 	}
@@ -73,7 +92,14 @@ func (fs *FS) Stale(list []meta.Inval) {
 		if v.Data {
 			in.content.forgetMap()
 		}
+		absent := 0
+		if v.Entries {
+			absent = in.forgetAllNames()
+		}
 		in.mu.Unlock()
+		fs.mu.Lock()
+		fs.absent -= absent
+		fs.mu.Unlock()
 		fs.forgetNames(in, v.Names)
 	}
 }
@@ -83,6 +109,9 @@ func (fs *FS) Stale(list []meta.Inval) {
 func (fs *FS) Inval(list []meta.Inval) []meta.Ino {
 	fs.settle()
 	var open []meta.Ino
+	if slices.ContainsFunc(list, fs.listing) {
+		fs.kernel.AllNames()
+	}
 	for i := range list {
 		v := &list[i]
 		in := fs.known(v.Ino)
@@ -99,6 +128,21 @@ func (fs *FS) Inval(list []meta.Inval) []meta.Ino {
 		in.mu.Unlock()
 	}
 	return open
+}
+
+// listing reports whether all names in a directory are to be forgotten. Which of
+// them the kernel has is not known.
+func (fs *FS) listing(v meta.Inval) bool {
+	if !v.Entries {
+		return false
+	}
+	in := fs.known(v.Ino)
+	if in == nil {
+		return false
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.attr.Ino == 0 || in.attr.IsDir()
 }
 
 // settle waits until the answers that are being given are with the kernel, so
@@ -209,11 +253,10 @@ func (fs *FS) dropAll() []*inode {
 		all = append(all, in)
 		in.mu.Lock()
 		in.valid = false
-		in.names = nil
+		fs.absent -= in.forgetAllNames()
 		in.content.forgetMap()
 		in.mu.Unlock()
 	}
-	fs.absent = 0
 	fs.mu.Unlock()
 	fs.settle()
 	fs.kernel.AllNames()
@@ -250,7 +293,7 @@ func (fs *FS) Lost() {
 	for _, in := range fs.dropAll() {
 		in.mu.Lock()
 		n += len(in.locks)
-		in.locks = nil
+		in.locks, in.maybe = nil, nil
 		in.mu.Unlock()
 	}
 	fs.log.Warn("the metadata service ended the session", "locks_lost", n)

@@ -39,24 +39,68 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	if lock.Type == syscall.F_UNLCK {
 		return c.unlock(in, lock)
 	}
+	in.ask(lock, uint64(op.Handle))
 	// First without waiting: that is all that most need.
 	_, err := c.do(req)
 	if op.Wait && refusal(err) == syscall.EAGAIN {
 		err = c.waitForLock(req)
 	}
-	if err != nil {
-		return err
-	}
+	in.asked(lock, err)
+	return err
+}
+
+// A lockOwner is whom a lock belongs to.
+type lockOwner struct {
+	id    uint64
+	flock bool
+}
+
+func ownerOf(l *meta.Lock) lockOwner { return lockOwner{l.Owner, l.Flock} }
+
+// ask notes that a lock is going to be asked for. From now on its owner may hold
+// it, and a close must release it.
+func (in *inode) ask(lock meta.Lock, handle uint64) {
 	in.mu.Lock()
-	in.locks = applyLock(in.locks, lock)
-	if !op.Flock {
-		if in.owners == nil {
-			in.owners = map[uint64]uint64{}
-		}
-		in.owners[op.Owner] = uint64(op.Handle)
+	defer in.mu.Unlock()
+	if in.asking == nil {
+		in.asking = map[lockOwner]int{}
 	}
-	in.mu.Unlock()
-	return nil
+	in.asking[ownerOf(&lock)]++
+	if lock.Flock {
+		return
+	}
+	if in.owners == nil {
+		in.owners = map[uint64]uint64{}
+	}
+	in.owners[lock.Owner] = handle
+}
+
+// asked notes what came of it. A lock whose request was not answered may be held
+// all the same, and so may one that was waited for in vain: it may have been
+// granted while that was told.
+func (in *inode) asked(lock meta.Lock, err error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	owner := ownerOf(&lock)
+	if in.asking[owner]--; in.asking[owner] == 0 {
+		delete(in.asking, owner)
+	}
+	switch {
+	case err == nil:
+		in.locks = applyLock(in.locks, lock)
+	case !answered(err) || refusal(err) == syscall.EINTR:
+		if in.maybe == nil {
+			in.maybe = map[lockOwner]struct{}{}
+		}
+		in.maybe[owner] = struct{}{}
+	}
+}
+
+// mayHold reports whether an owner has locks, or may have: in.mu is held.
+func (in *inode) mayHold(owner lockOwner) bool {
+	_, maybe := in.maybe[owner]
+	return maybe || in.asking[owner] > 0 ||
+		slices.ContainsFunc(in.locks, func(l meta.Lock) bool { return ownerOf(&l) == owner })
 }
 
 // waitForLock waits until the lock is granted or the caller is interrupted.
@@ -82,22 +126,33 @@ func (c *call) waitForLock(req *meta.Request) error {
 	return err
 }
 
-// unlock releases what of lock is held.
+// unlock releases what of lock is held, or may be.
 func (c *call) unlock(in *inode, lock meta.Lock) error {
 	lock.Type = syscall.F_UNLCK
+	owner := ownerOf(&lock)
 	in.mu.Lock()
-	held := slices.ContainsFunc(in.locks, func(l meta.Lock) bool { return sameOwner(&l, &lock) })
+	held := in.mayHold(owner)
+	_, maybe := in.maybe[owner]
+	all := lock.Start == 0 && lock.End == lockEnd
+	if all {
+		delete(in.maybe, owner) // a request that loses its answer from now on notes it again
+	}
 	in.mu.Unlock()
 	if !held {
 		return nil
 	}
-	if _, err := c.do(&meta.Request{Op: meta.OpSetlk, Ino: in.ino, Lock: lock}); err != nil {
-		return err
-	}
+	_, err := c.do(&meta.Request{Op: meta.OpSetlk, Ino: in.ino, Lock: lock})
 	in.mu.Lock()
-	in.locks = applyLock(in.locks, lock)
-	in.mu.Unlock()
-	return nil
+	defer in.mu.Unlock()
+	if err == nil {
+		in.locks = applyLock(in.locks, lock)
+	} else if all && maybe {
+		if in.maybe == nil {
+			in.maybe = map[lockOwner]struct{}{}
+		}
+		in.maybe[owner] = struct{}{}
+	}
+	return err
 }
 
 // unlockAll releases all locks of an owner.
@@ -135,14 +190,12 @@ func (c *call) releaseLocks(in *inode, handle uint64) error {
 	return first
 }
 
-func sameOwner(a, b *meta.Lock) bool { return a.Owner == b.Owner && a.Flock == b.Flock }
-
 // applyLock returns the locks held after l was granted or, with F_UNLCK,
 // released: the owner's others give way where they overlap.
 func applyLock(held []meta.Lock, l meta.Lock) []meta.Lock {
 	var out []meta.Lock
 	for _, h := range held {
-		if !sameOwner(&h, &l) || h.End < l.Start || l.End < h.Start {
+		if ownerOf(&h) != ownerOf(&l) || h.End < l.Start || l.End < h.Start {
 			out = append(out, h)
 			continue
 		}

@@ -15,16 +15,16 @@ func (fs *FS) node(id fuseops.InodeID) *inode { return fs.inode(meta.Ino(id)) }
 func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	fs := c.fs
 	dir := fs.node(op.Parent)
-	if done, err := c.lookUpCached(dir, op); done {
-		return err
-	}
 	if len(op.Name) > meta.MaxName {
 		return syscall.ENAMETOOLONG
+	}
+	if done, err := c.lookUpCached(dir, op); done {
+		return err
 	}
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: meta.OpLookup, Ino: dir.ino, Name: op.Name})
 	if refusal(err) == syscall.ENOENT {
-		fs.remember(dir, op.Name, nil, seq)
+		fs.remember(dir, op.Name, nil, true, seq)
 		c.answer()
 		op.Entry.EntryExpiration = c.entryUntil(dir, op.Name, 0)
 		if op.Entry.EntryExpiration.IsZero() {
@@ -35,21 +35,25 @@ func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	if err != nil {
 		return err
 	}
-	child := c.learned(dir, op.Name, rep, seq)
+	child := c.found(dir, op.Name, rep, seq)
 	c.entry(dir, child, op.Name, &op.Entry)
 	return nil
 }
 
-// learned takes over the answer to an operation that found or made name in dir.
-func (c *call) learned(dir *inode, name string, rep *meta.Reply, seq uint64) *inode {
+// made takes over the answer to an operation that made name in dir.
+func (c *call) made(dir *inode, name string, rep *meta.Reply, seq uint64) *inode {
 	fs := c.fs
-	child := fs.learn(&rep.Attr, rep.Block, rep.Cache && !fs.invals.since(seq, rep.Attr.Ino))
-	if rep.Parent.Ino != 0 {
-		fs.learn(&rep.Parent, nil, rep.Cache && !fs.invals.since(seq, rep.Parent.Ino))
-	}
-	if rep.Cache {
-		fs.remember(dir, name, child, seq)
-	}
+	child := fs.learn(&rep.Attr, rep.Block, rep.Cache, seq)
+	fs.learnParent(&rep.Parent, rep.Cache, seq)
+	fs.remember(dir, name, child, rep.Cache, fs.invals.own(seq, dir.ino))
+	return child
+}
+
+// found takes over the answer to an operation that found name in dir.
+func (c *call) found(dir *inode, name string, rep *meta.Reply, seq uint64) *inode {
+	fs := c.fs
+	child := fs.learn(&rep.Attr, rep.Block, rep.Cache, seq)
+	fs.remember(dir, name, child, rep.Cache, seq)
 	return child
 }
 
@@ -62,8 +66,9 @@ func (c *call) lookUpCached(dir *inode, op *fuseops.LookUpInodeOp) (bool, error)
 	c.answer()
 	dir.mu.Lock()
 	ino, ok := dir.names[op.Name]
+	lacks := dir.lacks(op.Name)
 	dir.mu.Unlock()
-	if ok && ino == 0 {
+	if lacks {
 		op.Entry.EntryExpiration = fs.meta.LeaseUntil()
 		return true, nil
 	}
@@ -96,9 +101,12 @@ func (c *call) make(parent fuseops.InodeID, name string, req *meta.Request, e *f
 	seq := fs.invals.now()
 	rep, err := c.do(req)
 	if err != nil {
+		if !answered(err) {
+			fs.doubt(dir, name)
+		}
 		return nil, err
 	}
-	child := c.learned(dir, name, rep, seq)
+	child := c.made(dir, name, rep, seq)
 	c.entry(dir, child, name, e)
 	return child, nil
 }
@@ -153,9 +161,13 @@ func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: meta.OpLink, Ino: meta.Ino(op.Target), Ino2: dir.ino, Name: op.Name, Time: now()})
 	if err != nil {
+		if !answered(err) {
+			fs.doubt(dir, op.Name)
+			fs.doubt(fs.node(op.Target))
+		}
 		return err
 	}
-	child := c.learned(dir, op.Name, rep, seq)
+	child := c.made(dir, op.Name, rep, seq)
 	c.entry(dir, child, op.Name, &op.Entry)
 	return nil
 }
@@ -180,10 +192,13 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name, Time: now()})
 	if err != nil {
+		if !answered(err) {
+			fs.doubtName(dir, name)
+		}
 		return err
 	}
 	fs.learnParent(&rep.Parent, rep.Cache, seq)
-	fs.remember(dir, name, nil, seq)
+	fs.remember(dir, name, nil, rep.Cache, fs.invals.own(seq, dir.ino))
 	if op == meta.OpRmdir {
 		fs.removed(was)
 	} else {
@@ -194,7 +209,7 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 
 func (fs *FS) learnParent(attr *meta.Attr, cache bool, seq uint64) {
 	if attr.Ino != 0 {
-		fs.learn(attr, nil, cache && !fs.invals.since(seq, attr.Ino))
+		fs.learn(attr, nil, cache, seq)
 	}
 }
 
@@ -263,27 +278,47 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 		Flags: op.Flags, Time: now(),
 	})
 	if err != nil {
+		if !answered(err) {
+			fs.doubtName(from, op.OldName)
+			fs.doubtName(to, op.NewName)
+		}
 		return err
 	}
-	moved := fs.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, rep.Attr.Ino))
+	moved := fs.learn(&rep.Attr, nil, rep.Cache, seq)
 	fs.learnParent(&rep.Parent, rep.Cache, seq)
 	fs.learnParent(&rep.Parent2, rep.Cache, seq)
 	if from == to && op.OldName == op.NewName {
 		return nil
 	}
+	var other *inode // what the old name stands for now
 	switch {
 	case op.Flags&renameExchange != 0:
-		other := fs.learn(&rep.Replaced, nil, rep.Cache && !fs.invals.since(seq, rep.Replaced.Ino))
-		fs.remember(from, op.OldName, other, seq)
-		fs.remember(to, op.NewName, moved, seq)
-	case rep.Replaced.Ino == rep.Attr.Ino && rep.Replaced.Ino != 0: // two names of one file: nothing happens
-		fs.remember(from, op.OldName, moved, seq)
+		other = fs.learn(&rep.Replaced, nil, rep.Cache, seq)
+	case rep.Replaced.Ino == rep.Attr.Ino: // two names of one file: nothing happens
+		other = moved
 	default:
-		fs.remember(from, op.OldName, nil, seq)
-		fs.remember(to, op.NewName, moved, seq)
 		fs.unlinked(&rep.Replaced, rep.Cache, seq)
 	}
+	fromSeq := fs.invals.own(seq, from.ino)
+	toSeq := fromSeq
+	if to != from {
+		toSeq = fs.invals.own(seq, to.ino)
+	}
+	fs.remember(from, op.OldName, other, rep.Cache, fromSeq)
+	fs.remember(to, op.NewName, moved, rep.Cache, toSeq)
 	return nil
+}
+
+// doubtName forgets what is known of a name, and of what it stands for, after a
+// change whose outcome is not known.
+func (fs *FS) doubtName(dir *inode, name string) {
+	dir.mu.Lock()
+	child := dir.names[name]
+	dir.mu.Unlock()
+	fs.doubt(dir, name)
+	if in := fs.known(child); in != nil && child != 0 {
+		fs.doubt(in)
+	}
 }
 
 func (c *call) readSymlink(op *fuseops.ReadSymlinkOp) error {

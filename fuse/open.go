@@ -479,6 +479,19 @@ func (cl *closer) take() []meta.Ino {
 // maxCloses bounds the inodes of one OpClose.
 const maxCloses = 1000
 
+// gatherCloses is how long an inode waits for others to be told of together: what
+// is unlinked is kept for minutes anyway.
+const gatherCloses = 100 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
 // tellClosed sends what was added, until ctx ends.
 func (fs *FS) tellClosed(ctx context.Context) {
 	for {
@@ -486,11 +499,13 @@ func (fs *FS) tellClosed(ctx context.Context) {
 		if len(inos) == 0 {
 			select {
 			case <-fs.closes.wake:
+				pause(ctx, gatherCloses)
 				continue
 			case <-ctx.Done():
 				return
 			}
 		}
+		fs.stats.Requests.Add(1)
 		if _, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpClose, Inos: inos}); err != nil && ctx.Err() == nil {
 			fs.log.Warn("unlinked files stay until the session ends", "files", len(inos), "err", err)
 		}

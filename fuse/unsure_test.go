@@ -68,7 +68,7 @@ func testUnsure(t *testing.T, done bool, size int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fs.learn(&rep.Attr, rep.Block, false)
+	fs.learn(&rep.Attr, rep.Block, false, 0)
 	in := fs.inode(rep.Attr.Ino)
 	write := func(b byte) []byte {
 		data := bytes.Repeat([]byte{b}, size)

@@ -455,18 +455,21 @@ func (fs *FS) resolve(ctx context.Context, in *inode) error {
 	var list []*pending
 	in.mu.Lock()
 	ct := &in.content
+	unsure := false
 	for _, idx := range sorted(ct.pend) {
 		p := ct.pend[idx]
-		switch {
-		case !p.unsure:
-		case p.d == nil:
+		if !p.unsure {
+			continue
+		}
+		unsure = true
+		if p.d == nil {
 			list = append(list, p)
-		default:
+		} else {
 			delete(ct.pend, idx)
 			fs.redirty(ct, idx, p.d)
 		}
 	}
-	if len(list) > 0 || len(ct.dirty) > 0 {
+	if unsure {
 		ct.forgetMap() // the base of a merge may be another now
 	}
 	in.mu.Unlock()
@@ -514,7 +517,7 @@ func (fs *FS) refresh(ctx context.Context, in *inode) error {
 	if rep.Attr.Ino == 0 {
 		rep.Attr.Ino = in.ino
 	}
-	fs.learn(&rep.Attr, rep.Block, rep.Cache && !fs.invals.since(seq, in.ino))
+	fs.learn(&rep.Attr, rep.Block, rep.Cache, seq)
 	return nil
 }
 
@@ -578,8 +581,11 @@ func (fs *FS) commit(ctx context.Context, in *inode) error {
 			p.committing = false
 			p.unsure = err != nil && !answered(err)
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			fs.committed(in, rep, list, writes, seq)
+		case !answered(err):
+			in.valid = false
 		}
 		more := len(in.content.pend) > 0 && len(list) == meta.MaxCommit
 		in.mu.Unlock()
@@ -616,13 +622,13 @@ func (in *inode) commitRequest(bs int) (*meta.Request, []*pending, uint64) {
 func (fs *FS) committed(in *inode, rep *meta.Reply, list []*pending, writes uint64, seq uint64) {
 	ct := &in.content
 	mine := rep.Attr.Data == in.attr.Data+1 && !fs.invals.since(seq, in.ino)
-	recs, known, complete := ct.recs, ct.known, ct.complete
+	was := ct.blockMap
 	if mine && in.pages == in.attr.Data {
 		in.pages = rep.Attr.Data
 	}
 	in.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
 	if mine {
-		ct.recs, ct.known, ct.complete = recs, known, complete
+		ct.blockMap = was
 	}
 	for _, p := range list {
 		rec := p.rec

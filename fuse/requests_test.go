@@ -1,0 +1,207 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"flexfs/meta"
+)
+
+// A countingMeta counts the requests that callers wait for, by operation.
+type countingMeta struct {
+	Meta
+
+	mu  sync.Mutex
+	ops map[meta.Op]int
+}
+
+func (m *countingMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	if req.Op != meta.OpClose { // nobody waits for it, and one is for many
+		m.mu.Lock()
+		m.ops[req.Op]++
+		m.mu.Unlock()
+	}
+	return m.Meta.Do(ctx, req)
+}
+
+// during returns what f asked for, as "lookup 1, make 1".
+func (m *countingMeta) during(f func()) string {
+	m.mu.Lock()
+	m.ops = map[meta.Op]int{}
+	m.mu.Unlock()
+	f()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []string
+	for _, op := range slices.Sorted(maps.Keys(m.ops)) {
+		out = append(out, fmt.Sprintf("%v %d", op, m.ops[op]))
+	}
+	return strings.Join(out, ", ")
+}
+
+// counted mounts w with its requests counted.
+func (w *world) counted() (*countingMeta, string) {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		w.t.Skip("there is no /dev/fuse")
+	}
+	fs := w.newFS("counted", Config{})
+	m := &countingMeta{Meta: fs.meta, ops: map[meta.Op]int{}}
+	fs.meta = m
+	return m, w.mountFS(fs)
+}
+
+// What each call of a program asks the metadata service for. A call that begins
+// to ask for more has become slower by a round trip.
+func TestRequestsOfEachCall(t *testing.T) {
+	w := newWorld(t)
+	_, other := w.mount("other", Config{})
+	must(t, "mkdir", os.Mkdir(filepath.Join(other, "made before"), 0o755))
+	m, dir := w.counted()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	var f *os.File
+	open := func(name string, flags int) error {
+		var err error
+		f, err = os.OpenFile(in(name), flags, 0o644)
+		return err
+	}
+	stat := func(name string) error { _, err := os.Lstat(in(name)); return err }
+	read := func(name string) error { _, err := os.ReadFile(in(name)); return err }
+	for _, step := range []struct {
+		name string
+		do   func() error
+		want string
+	}{
+		{"mkdir where what is there is not known", func() error { return os.Mkdir(in("d"), 0o755) }, "lookup 1, make 1"},
+		{"mkdir", func() error { return os.Mkdir(in("d/s"), 0o755) }, "make 1"},
+		{"create", func() error { return open("d/f", os.O_CREATE|os.O_EXCL|os.O_RDWR) }, "make 1"},
+		{"write", func() error { _, err := f.Write([]byte("some")); return err }, ""},
+		{"fsync", func() error { return f.Sync() }, "commit 1"},
+		{"fsync of nothing", func() error { return f.Sync() }, ""},
+		{"write again", func() error { _, err := f.Write([]byte(" more")); return err }, ""},
+		{"close after a write", func() error { return f.Close() }, "commit 1"},
+		{"stat", func() error { return stat("d/f") }, ""},
+		{"chmod", func() error { return os.Chmod(in("d/f"), 0o600) }, "setattr 1"},
+		{"chown", func() error { return os.Chown(in("d/f"), os.Getuid(), os.Getgid()) }, "setattr 1"},
+		{"utimes", func() error { return syscall.UtimesNano(in("d/f"), make([]syscall.Timespec, 2)) }, "setattr 1"},
+		{"truncate", func() error { return os.Truncate(in("d/f"), 3) }, "setattr 1"},
+		{"open, read and close", func() error { return read("d/f") }, ""},
+		{"open to write and close", func() error {
+			return errors.Join(open("d/f", os.O_RDWR), f.Close())
+		}, ""},
+		{"overwrite", func() error { return os.WriteFile(in("d/f"), []byte("other"), 0o644) }, "setattr 1, commit 1"},
+		{"getxattr of none", func() error {
+			_, err := syscall.Getxattr(in("d/f"), "user.a", make([]byte, 10))
+			if err == syscall.ENODATA {
+				return nil
+			}
+			return fmt.Errorf("it says %v", err)
+		}, ""},
+		{"listxattr of none", func() error { _, err := syscall.Listxattr(in("d/f"), make([]byte, 10)); return err }, ""},
+		{"setxattr", func() error { return syscall.Setxattr(in("d/f"), "user.a", []byte("v"), 0) }, "setxattr 1"},
+		{"getxattr", func() error { _, err := syscall.Getxattr(in("d/f"), "user.a", make([]byte, 10)); return err }, "getxattr 1"},
+		{"removexattr", func() error { return syscall.Removexattr(in("d/f"), "user.a") }, "removexattr 1"},
+		{"flock, unlock and close", func() error {
+			err := open("d/f", os.O_RDWR)
+			return errors.Join(err, syscall.Flock(int(f.Fd()), syscall.LOCK_EX), syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
+		}, "setlk 2"},
+		{"lock and close", func() error {
+			err := open("d/f", os.O_RDWR)
+			return errors.Join(err, syscall.FcntlFlock(f.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_WRLCK}), f.Close())
+		}, "setlk 2"},
+		{"a look for what is not there", func() error {
+			if err := stat("d/none"); !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("it says %v", err)
+			}
+			return nil
+		}, ""},
+		{"symlink", func() error { return os.Symlink("f", in("d/l")) }, "make 1"},
+		{"readlink", func() error { _, err := os.Readlink(in("d/l")); return err }, ""},
+		{"link", func() error { return os.Link(in("d/f"), in("d/g")) }, "link 1"},
+		{"rename", func() error { return os.Rename(in("d/g"), in("d/h")) }, "rename 1"},
+		{"rename over another", func() error { return os.Rename(in("d/h"), in("d/l")) }, "rename 1"},
+		{"unlink", func() error { return os.Remove(in("d/l")) }, "unlink 1"},
+		{"rmdir", func() error { return syscall.Rmdir(in("d/s")) }, "rmdir 1"},
+		{"a new file, written and closed", func() error { return os.WriteFile(in("d/n"), []byte("new"), 0o644) }, "make 1, commit 1"},
+		{"statfs", func() error { var st syscall.Statfs_t; return syscall.Statfs(dir, &st) }, "statfs 1"},
+	} {
+		if got := m.during(func() {
+			if err := step.do(); err != nil {
+				t.Fatalf("%s: %v", step.name, err)
+			}
+		}); got != step.want {
+			t.Errorf("%s asks for %q, want %q", step.name, got, step.want)
+		}
+	}
+}
+
+// A directory that is listed needs no more requests to look at what is in it, or
+// to find that something is not.
+func TestRequestsInAListedDirectory(t *testing.T) {
+	w := newWorld(t)
+	_, other := w.mount("other", Config{})
+	must(t, "mkdir", os.Mkdir(filepath.Join(other, "d"), 0o755))
+	for i := range 50 {
+		put(t, filepath.Join(other, "d", fmt.Sprint(i)), []byte("x"))
+	}
+	m, dir := w.counted()
+	d := filepath.Join(dir, "d")
+	if got := m.during(func() {
+		es, err := os.ReadDir(d)
+		must(t, "readdir", err)
+		if len(es) != 50 {
+			t.Errorf("%d entries, want 50", len(es))
+		}
+		for _, e := range es {
+			_, err := e.Info()
+			must(t, "stat", err)
+		}
+		if _, err := os.Stat(filepath.Join(d, "none")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a file that is not there: %v", err)
+		}
+		must(t, "create", os.Mkdir(filepath.Join(d, "new"), 0o755))
+	}); got != "lookup 1, readdir 1, make 1" {
+		t.Errorf("listing it, looking at everything and making one more asks for %q", got)
+	}
+
+	// What is known of it must not outlive a change elsewhere.
+	put(t, filepath.Join(other, "d", "none"), []byte("x"))
+	expect(t, "made elsewhere", filepath.Join(d, "none"), []byte("x"))
+	must(t, "remove", os.Remove(filepath.Join(other, "d", "none")))
+	must(t, "rename", os.Rename(filepath.Join(other, "d", "7"), filepath.Join(other, "d", "none")))
+	expect(t, "renamed elsewhere", filepath.Join(d, "none"), []byte("x"))
+	if _, err := os.Stat(filepath.Join(d, "7")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was renamed elsewhere: %v", err)
+	}
+}
+
+// As cp -a does it: per file one request to make it, one for its contents, and
+// one for each of owner, permissions and times, which are durable when the call
+// returns.
+func TestRequestsOfACopy(t *testing.T) {
+	w := newWorld(t)
+	m, dir := w.counted()
+	must(t, "mkdir", os.Mkdir(filepath.Join(dir, "d"), 0o755))
+	got := m.during(func() {
+		for i := range 10 {
+			f, err := os.OpenFile(filepath.Join(dir, "d", fmt.Sprint(i)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+			must(t, "create", err)
+			_, err = io.WriteString(f, "contents")
+			times := make([]syscall.Timeval, 2)
+			must(t, "copy", errors.Join(err, syscall.Futimes(int(f.Fd()), times),
+				f.Chown(os.Getuid(), os.Getgid()), f.Chmod(0o644), f.Close()))
+		}
+	})
+	if want := "make 10, setattr 30, commit 10"; got != want {
+		t.Errorf("copies of 10 files ask for %q, want %q", got, want)
+	}
+}
