@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"flexfs/meta"
+	"flexfs/store"
 )
 
 // While the service is away a mount can be ended, whatever programs wait for.
@@ -53,5 +55,27 @@ func TestUnmountWhileTheServiceIsAway(t *testing.T) {
 	}
 	if err := <-made; err == nil {
 		t.Error("a directory was made without the service")
+	}
+}
+
+// A mount whose data could not be stored does not end as if all were well.
+func TestUnmountTellsOfDataThatIsNotStored(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("there is no /dev/fuse")
+	}
+	w := newWorld(t)
+	fs := w.newFS("one", Config{})
+	dir := t.TempDir()
+	m, err := fs.Mount(context.Background(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_FORCE|syscall.MNT_DETACH); fs.cancel() })
+	w.bucket.setFail(func(op string, _ store.Key) error { return errors.New("the bucket is away") })
+	if err := os.WriteFile(filepath.Join(dir, "f"), make([]byte, 100<<10), 0o644); err == nil {
+		t.Error("close says that all is stored")
+	}
+	if err := m.Unmount(t.Context()); err == nil {
+		t.Error("the unmount says that all is stored")
 	}
 }
