@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"errors"
 	"syscall"
 	"testing"
 
@@ -182,4 +183,35 @@ func TestCloseReleasesLocksThatMayBeHeld(t *testing.T) {
 	during = func() { closes("while one is asked for", 7, 1) }
 	must(t, "lock", lock())
 	closes("granted after that", 7, 1)
+}
+
+// An absence that the service will not take back is asked for again.
+func TestAnAbsenceWithoutALeaseIsNotKept(t *testing.T) {
+	for _, leased := range []bool{true, false} {
+		w := newWorld(t)
+		fs, g := w.wedged("one")
+		d := makeDir(t, fs, fuseops.RootInodeID, "d")
+		fs.Stale([]meta.Inval{{Ino: meta.Ino(d), Attr: true, Entries: true}}) // it is not known to be empty
+		asked := 0
+		g.do = func(_ context.Context, req *meta.Request, next func() (*meta.Reply, error)) (*meta.Reply, error) {
+			rep, err := next()
+			var refused *meta.Error
+			if req.Op == meta.OpLookup && errors.As(err, &refused) {
+				asked++
+				if !refused.Cache {
+					t.Error("the service gave no lease on an absence")
+				}
+				refused.Cache = leased
+			}
+			return rep, err
+		}
+		for range 2 {
+			if there(t, fs, d, "x") {
+				t.Fatal("a name is there that nobody made")
+			}
+		}
+		if want := map[bool]int{true: 1, false: 2}[leased]; asked != want {
+			t.Errorf("leased %v: the service was asked %d times, not %d", leased, asked, want)
+		}
+	}
 }

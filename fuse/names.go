@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"errors"
 	"os"
 	"syscall"
 
@@ -24,7 +25,7 @@ func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: meta.OpLookup, Ino: dir.ino, Name: op.Name})
 	if refusal(err) == syscall.ENOENT {
-		fs.remember(dir, op.Name, nil, true, seq)
+		fs.remember(dir, op.Name, nil, leasedAbsence(err), seq)
 		c.answer()
 		op.Entry.EntryExpiration = c.entryUntil(dir, op.Name, 0)
 		if op.Entry.EntryExpiration.IsZero() {
@@ -38,6 +39,12 @@ func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	child := c.found(dir, op.Name, rep, seq)
 	c.entry(dir, child, op.Name, &op.Entry)
 	return nil
+}
+
+// leasedAbsence reports whether a lookup that found nothing may be cached.
+func leasedAbsence(err error) bool {
+	var refused *meta.Error
+	return errors.As(err, &refused) && refused.Cache
 }
 
 // made takes over the answer to an operation that made name in dir.

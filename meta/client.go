@@ -227,7 +227,7 @@ func (c *Client) Do(ctx context.Context, req *Request) (*Reply, error) {
 		return nil, fmt.Errorf("meta: %v: %w", req.Op, err)
 	}
 	if reply.Errno != 0 {
-		return nil, &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg}
+		return nil, &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg, Cache: reply.Cache}
 	}
 	return reply, nil
 }
@@ -468,7 +468,7 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 	case err != nil:
 		return err
 	case reply.Errno != 0:
-		return &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg}
+		return &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg, Cache: reply.Cache}
 	case reply.Version == 0 || reply.Version > Version:
 		return fmt.Errorf("the service speaks version %d of the protocol, this client speaks %d", reply.Version, Version)
 	case reply.Lease <= 0:

@@ -358,6 +358,7 @@ type Error struct {
 	Op    Op
 	Errno syscall.Errno
 	Msg   string
+	Cache bool // of the Reply: an absence may be cached
 }
 
 func (e *Error) Error() string {
