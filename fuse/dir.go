@@ -20,7 +20,6 @@ type dirHandle struct {
 	mu    sync.Mutex
 	parts []dirPart // ascending; the first begins at 0
 	last  dirPart   // with its entries
-	eof   bool      // the last part read was the end
 }
 
 // A dirPart is a stretch of a listing.

@@ -24,12 +24,6 @@ type dirty struct {
 	since  time.Time          // of the first write
 }
 
-// charge returns the bytes of budget that a write of lo..hi may need: what all
-// its chunks take.
-func charge(lo, hi int) int64 {
-	return int64((hi-1)/chunkSize-lo/chunkSize+1) * chunkSize
-}
-
 // mem returns the bytes of budget that d holds.
 func (d *dirty) mem() int64 {
 	n := int64(0)
