@@ -29,7 +29,7 @@ demo: setup build
 	$(GO) run ./internal/demo -flexfs bin/flexfs
 
 test: setup build check
-	@internal/setup/test
+	$(GO) test -race -timeout 20m ./...
 
 check: library
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 // two proxies, and one for metrics.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 "../testdata/script",
 		Setup:               setupScript,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,

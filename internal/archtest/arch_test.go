@@ -192,7 +192,7 @@ func hasText(doc *ast.CommentGroup) bool { return doc != nil && strings.TrimSpac
 func TestTopLevel(t *testing.T) {
 	want := []string{
 		".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "Makefile", "README.md",
-		"admin", "cache", "deploy", "docs", "fuse", "go.mod", "go.sum", "hashring", "internal", "main.go", "meta", "modes",
+		"admin", "cache", "docs", "fuse", "go.mod", "go.sum", "hashring", "internal", "main.go", "meta", "modes",
 		"store", "testdata", "third_party", "tools",
 	}
 	cmd := exec.Command("git", "ls-files")
@@ -201,11 +201,18 @@ func TestTopLevel(t *testing.T) {
 	if err != nil {
 		t.Skip("not a git checkout")
 	}
+	there := map[string]bool{}
 	for _, path := range strings.Fields(string(out)) {
 		top, _, _ := strings.Cut(path, "/")
+		there[top] = true
 		if !slices.Contains(want, top) {
 			t.Errorf("%s is new at the top level: would a newcomer look for it there? Then add it here", top)
 			want = append(want, top)
+		}
+	}
+	for _, name := range []string{"main.go", "modes", "store", "cache", "fuse", "hashring", "go.mod", "go.sum", "testdata"} {
+		if !there[name] {
+			t.Errorf("%s is missing at the top level, where it is prescribed", name)
 		}
 	}
 }
