@@ -226,6 +226,21 @@ func MustVerify(ctx context.Context) bool {
 	return v
 }
 
+type localKey struct{}
+
+// WithLocal returns a context that asks caches on the way to answer a Get from
+// what they hold themselves: what they would have to ask others for does not
+// exist. A proxy asks another one so, which must not go on to a third.
+func WithLocal(ctx context.Context) context.Context {
+	return context.WithValue(ctx, localKey{}, true)
+}
+
+// IsLocal reports whether ctx comes from [WithLocal].
+func IsLocal(ctx context.Context) bool {
+	v, _ := ctx.Value(localKey{}).(bool)
+	return v
+}
+
 // Clip returns the part of a whole block that Get(off, n) answers. The result
 // shares block's memory.
 func Clip(block []byte, off, n int64) []byte {
