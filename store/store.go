@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // ErrNotExist is wrapped by the error of a Get for a block that is not there.
@@ -209,6 +210,14 @@ func DeleteAll(ctx context.Context, s Store, keys []Key) error {
 		}
 	}
 	return nil
+}
+
+// A DirtyBlock is a block that was acknowledged to its writer and that the bucket
+// is not known to have yet. Who holds one keeps it on stable storage until then.
+type DirtyBlock struct {
+	Key   Key
+	Size  int64     // bytes, sealed
+	Since time.Time // when it was put here, to the second at least; of an earlier run too
 }
 
 type verifyKey struct{}
