@@ -28,6 +28,14 @@ type GroupSettings struct {
 	Name    string // for people; may be empty
 	NoSSL   bool   // its members speak HTTP without TLS
 	Members []Member
+
+	// Former were members not long ago. Nobody writes to them any more, but
+	// they may hold blocks that are not in the bucket yet, and warm ones. An
+	// address is among Members or Former, not both, unless its pin changed.
+	Former []Member
+
+	// ChangedAt is when Members changed last; zero: not known, or never.
+	ChangedAt time.Time
 }
 
 // Config is what a [Group] needs.
