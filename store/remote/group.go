@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -50,6 +51,11 @@ type Config struct {
 
 	// Dial makes connections; nil is TCP.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// transport replaces the connections to a member; nil is HTTP over what
+	// Dial makes. Tests set it. Round trips are measured with the hooks of
+	// net/http/httptrace, which it must call.
+	transport func(Member) http.RoundTripper
 }
 
 // Timing says how long a Group waits for what.

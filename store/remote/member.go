@@ -89,16 +89,22 @@ func newMember(m Member, noSSL bool, cfg *Config, doubt func(*member), changed f
 	if noSSL {
 		scheme = "http://"
 	}
-	t := transport(m, dial)
+	var t http.RoundTripper
+	if cfg.transport != nil {
+		t = cfg.transport(m)
+	} else {
+		t = transport(m, dial)
+	}
+	hc := &http.Client{Transport: t, CheckRedirect: stay}
 	alive, kill := context.WithCancel(context.Background())
 	return &member{
 		settings: m,
 		client: &Client{
 			URL:    scheme + m.Address,
-			HTTP:   &http.Client{Transport: t, CheckRedirect: stay},
+			HTTP:   hc,
 			Ticket: cfg.Ticket,
 		},
-		idle:    t.CloseIdleConnections,
+		idle:    hc.CloseIdleConnections,
 		timing:  &cfg.Timing,
 		log:     cfg.Log.With("proxy", m.Address),
 		doubt:   doubt,
