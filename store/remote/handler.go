@@ -46,12 +46,17 @@ type Server struct {
 	// no client can make others read rubbish. Nil accepts everything.
 	Verify func(key store.Key, data []byte) error
 
+	// Replica keeps copies for other members of the group. Nil: none are
+	// kept.
+	Replica Replica
+
 	// Metrics returns what is shown beside the handler's own, such as a
 	// cache's. It may be nil.
 	Metrics func() []Metric
 
 	// MaxRequests bounds the requests for blocks that are served at once,
-	// each of which may need the memory of one block. Others wait. 0 is 128.
+	// each of which may need the memory of one block, and as many again that
+	// other members make. Others wait. 0 is 128.
 	MaxRequests int
 
 	Log *slog.Logger
@@ -60,6 +65,7 @@ type Server struct {
 type handler struct {
 	Server
 	slots chan struct{} // one is taken by each request for a block
+	peers chan struct{} // instead, by one that asks nobody else: members that wait for each other never wait for a slot
 	stats stats
 
 	mu     sync.Mutex
@@ -83,9 +89,10 @@ func Handler(s Server) http.Handler {
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{Server: s, slots: make(chan struct{}, s.MaxRequests), passed: make(map[string]pass)}
+	h := &handler{Server: s, slots: make(chan struct{}, s.MaxRequests), peers: make(chan struct{}, s.MaxRequests), passed: make(map[string]pass)}
 	mux := http.NewServeMux()
 	mux.HandleFunc(blocksPath, h.serveBlock)
+	mux.HandleFunc("POST "+loadedPath+"{volume}", h.serveUploaded)
 	mux.HandleFunc("GET "+healthPath, serveHealth)
 	mux.HandleFunc("GET "+statsPath, h.serveStats)
 	mux.HandleFunc("GET "+metricPath, h.serveMetrics)
@@ -154,17 +161,24 @@ func (h *handler) block(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return refuse(codeRequest, "%v", err)
 	}
-	if err := h.admit(r, key); err != nil {
+	if err := h.admit(r, key.Volume); err != nil {
+		return err
+	}
+	if err := checkAsked(r); err != nil {
 		return err
 	}
 	s, err := h.Store(key.Volume)
 	if err != nil {
 		return refuse(codeUnknown, "%v", err)
 	}
-	if err := h.enter(r.Context()); err != nil {
+	slots := h.slots
+	if fromPeer(r) {
+		slots = h.peers
+	}
+	if err := h.enter(r.Context(), slots); err != nil {
 		return err
 	}
-	defer h.leave() // after the answer: its bytes are in memory until then
+	defer leave(slots) // after the answer: its bytes are in memory until then
 	a, err := h.do(w, r, s, key)
 	if err != nil {
 		return err
@@ -174,15 +188,22 @@ func (h *handler) block(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *handler) do(w http.ResponseWriter, r *http.Request, s store.Store, key store.Key) (answer, error) {
-	ctx := r.Context()
+	ctx := WithTicket(r.Context(), bearer(r))
 	if r.Header.Get(headerVerify) == "1" {
 		ctx = store.WithVerify(ctx)
+	}
+	local := r.Header.Get(headerLocal)
+	if local == localHeld {
+		ctx = store.WithLocal(ctx)
 	}
 	a := answer{head: -1, empty: true}
 	switch r.Method {
 	case http.MethodGet:
 		return get(ctx, s, key, r)
 	case http.MethodHead:
+		if local == localPending {
+			return a, h.pending(key)
+		}
 		_, err := s.Get(ctx, key, 0, 0)
 		return a, failed(err)
 	case http.MethodPut:
@@ -193,10 +214,45 @@ func (h *handler) do(w http.ResponseWriter, r *http.Request, s store.Store, key 
 	return a, refuse(codeRequest, "method %q is not for blocks", r.Method)
 }
 
-// admit checks the ticket.
-func (h *handler) admit(r *http.Request, key store.Key) error {
+// bearer returns the ticket, or "" if there is none.
+func bearer(r *http.Request) string {
 	text, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
+		return ""
+	}
+	return text
+}
+
+// checkAsked checks the headers with which members ask each other.
+func checkAsked(r *http.Request) error {
+	local, from := r.Header.Get(headerLocal), r.Header.Get(headerCopy)
+	get, head := r.Method == http.MethodGet, r.Method == http.MethodHead
+	switch {
+	case local == "", local == localHeld && (get || head), local == localPending && head:
+	default:
+		return refuse(codeRequest, "%s %.20q is not for a %s", headerLocal, local, r.Method)
+	}
+	if from == "" {
+		return nil
+	}
+	if r.Method != http.MethodPut {
+		return refuse(codeRequest, "%s is not for a %s", headerCopy, r.Method)
+	}
+	if err := checkAddress(from); err != nil {
+		return refuse(codeRequest, "%s: %v", headerCopy, err)
+	}
+	return nil
+}
+
+// fromPeer reports whether r asks for nothing that this proxy would ask others for.
+func fromPeer(r *http.Request) bool {
+	return r.Header.Get(headerLocal) != "" || r.Header.Get(headerCopy) != ""
+}
+
+// admit checks the ticket.
+func (h *handler) admit(r *http.Request, volume store.Volume) error {
+	text := bearer(r)
+	if text == "" {
 		return refuse(codeTicket, "there is no ticket in the request")
 	}
 	t, err := h.ticket(text)
@@ -205,7 +261,7 @@ func (h *handler) admit(r *http.Request, key store.Key) error {
 		return refuse(codeExpired, "%v", err)
 	case err != nil:
 		return refuse(codeTicket, "%v", err)
-	case t.Volume != key.Volume.String():
+	case t.Volume != volume.String():
 		return refuse(codeVolume, "the ticket is for volume %s", t.Volume)
 	case !t.Write && r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return refuse(codeReadOnly, "the ticket is for reading only")
@@ -241,25 +297,25 @@ func (h *handler) ticket(text string) (ticket.Ticket, error) {
 }
 
 // enter waits for the request's turn.
-func (h *handler) enter(ctx context.Context) error {
+func (h *handler) enter(ctx context.Context, slots chan struct{}) error {
 	select {
-	case h.slots <- struct{}{}:
+	case slots <- struct{}{}:
 		return nil
 	default:
 	}
 	t := time.NewTimer(maxWait)
 	defer t.Stop()
 	select {
-	case h.slots <- struct{}{}:
+	case slots <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-t.C:
-		return refuse(codeBusy, "there are %d requests before this one", cap(h.slots))
+		return refuse(codeBusy, "there are %d requests before this one", cap(slots))
 	}
 }
 
-func (h *handler) leave() { <-h.slots }
+func leave(slots chan struct{}) { <-slots }
 
 func get(ctx context.Context, s store.Store, key store.Key, r *http.Request) (answer, error) {
 	if frames := r.Header.Get(headerFrames); frames != "" {
@@ -276,21 +332,9 @@ func get(ctx context.Context, s store.Store, key store.Key, r *http.Request) (an
 // put reads the whole body before it begins, so that a client that goes away or
 // is slow has nothing to do with the store.
 func (h *handler) put(ctx context.Context, w http.ResponseWriter, s store.Store, key store.Key, r *http.Request) error {
-	switch {
-	case r.ContentLength < 0:
-		return refuse(codeRequest, "the length of the body is not given")
-	case r.ContentLength > maxBody:
-		return refuse(codeTooLarge, "%d bytes are more than a block's %d", r.ContentLength, maxBody)
-	}
-	rc := http.NewResponseController(w)
-	rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // an error: w has none, as in a test
-	defer rc.SetReadDeadline(time.Time{})
-	data := make([]byte, r.ContentLength)
-	if _, err := io.ReadFull(r.Body, data); err != nil {
-		return refuse(codeRequest, "read the body: %v", err)
-	}
-	if crc := r.Header.Get(headerCRC); crc != checksum(data) {
-		return refuse(codeDamaged, "the body's checksum is %s, but its header says %q", checksum(data), crc)
+	data, err := readRequest(w, r, maxBody)
+	if err != nil {
+		return err
 	}
 	if h.Verify != nil {
 		if err := h.Verify(key, data); err != nil {
@@ -298,7 +342,7 @@ func (h *handler) put(ctx context.Context, w http.ResponseWriter, s store.Store,
 		}
 	}
 	h.stats.received.Add(int64(len(data)))
-	return failed(s.Put(ctx, key, data))
+	return h.store(ctx, s, key, data, r)
 }
 
 func (h *handler) send(w http.ResponseWriter, r *http.Request, a answer) {
@@ -359,6 +403,8 @@ func failed(err error) error {
 		return refuse(codeNotExist, "%v", err)
 	case errors.Is(err, store.ErrCorrupt):
 		return refuse(codeCorrupt, "%v", err)
+	case errors.Is(err, ErrFull):
+		return refuse(codeFull, "%v", err)
 	}
 	return refuse(codeOrigin, "%v", err)
 }

@@ -207,7 +207,7 @@ func isFault(err error) bool {
 		return err != nil
 	}
 	switch r.code {
-	case codeNotExist, codeCorrupt, codeReadOnly, codeRequest, codeTooLarge, codeDamaged, codeOrigin:
+	case codeNotExist, codeCorrupt, codeReadOnly, codeRequest, codeTooLarge, codeDamaged, codeOrigin, codeFull:
 		return false
 	}
 	return true

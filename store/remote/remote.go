@@ -22,6 +22,7 @@ import (
 // Paths and headers are part of the protocol.
 const (
 	blocksPath = "/v1/blocks/"
+	loadedPath = "/v1/uploaded/"
 	healthPath = "/v1/health"
 	statsPath  = "/v1/stats"
 	metricPath = "/metrics"
@@ -32,6 +33,14 @@ const (
 	headerVerify = "Flexfs-Verify"      // "1": see store.WithVerify
 	headerFrames = "Flexfs-Frames"      // in a GET: "off-len", plain bytes that are wanted
 	headerHead   = "Flexfs-Head-Length" // in its answer: how much of the body is the head
+	headerCopy   = "Flexfs-Copy"        // in a PUT: host:port of the member that will upload the block
+	headerLocal  = "Flexfs-Local"       // localHeld in a GET or HEAD, localPending in a HEAD
+)
+
+// Values of headerLocal.
+const (
+	localHeld    = "1"       // see store.WithLocal
+	localPending = "pending" // is the block there to be uploaded?
 )
 
 // maxBody is the longest body of a request or an answer.
@@ -56,6 +65,7 @@ const (
 	codeDamaged  code = "damaged"   // the body does not fit its checksum or key
 	codeBusy     code = "busy"      // too many requests at once
 	codeOrigin   code = "origin"    // the bucket failed, or what is behind the proxy
+	codeFull     code = "full"      // no room for a copy
 	codeGone     code = "gone"      // the client went away: only counted, never sent
 )
 
@@ -73,6 +83,7 @@ var statusOf = map[code]int{
 	codeDamaged:  http.StatusUnprocessableEntity,
 	codeBusy:     http.StatusServiceUnavailable,
 	codeOrigin:   http.StatusBadGateway,
+	codeFull:     http.StatusInsufficientStorage,
 }
 
 // ErrReadOnly is wrapped by the error of a Put or Delete with a ticket that is
@@ -104,6 +115,8 @@ func (r *refusal) Unwrap() error {
 		return store.ErrCorrupt
 	case codeReadOnly:
 		return ErrReadOnly
+	case codeFull:
+		return ErrFull
 	}
 	return nil
 }

@@ -21,9 +21,9 @@ type Metric struct {
 
 // The methods and codes that are counted one by one. Others count as the last.
 var (
-	countedMethods = [...]string{http.MethodGet, http.MethodPut, http.MethodDelete, http.MethodHead, "other"}
+	countedMethods = [...]string{http.MethodGet, http.MethodPut, http.MethodDelete, http.MethodHead, http.MethodPost, "other"}
 	countedCodes   = [...]code{"", codeNotExist, codeCorrupt, codeTicket, codeExpired, codeVolume, codeReadOnly,
-		codeUnknown, codeRequest, codeTooLarge, codeDamaged, codeBusy, codeGone, codeOrigin}
+		codeUnknown, codeRequest, codeTooLarge, codeDamaged, codeBusy, codeFull, codeGone, codeOrigin}
 )
 
 // buckets are the upper bounds of the histogram of how long requests took.
