@@ -66,6 +66,7 @@ type (
 		RegionCode   string   `json:"regionCode"`
 		Addresses    []string `json:"addresses"` // host:port each
 		NoSSL        bool     `json:"noSSL"`
+		WriteThrough bool     `json:"writeThrough"`    // a write is answered when the bucket has it
 		Token        string   `json:"token,omitempty"` // secret; its proxies'
 
 		// Pins are the keys of members by address, learnt when a proxy
@@ -80,6 +81,21 @@ type (
 		// Waiting are the keys by address of proxies that enrolled with the
 		// group's token and are not among Addresses.
 		Waiting map[string]string `json:"waiting,omitempty"`
+
+		// Former are members that an update took out of Addresses and that may
+		// still hold blocks which are nowhere else; the oldest first.
+		Former []FormerMember `json:"former,omitempty"`
+
+		// ChangedAt is when Addresses last named other members than before;
+		// zero: never.
+		ChangedAt time.Time `json:"changedAt,omitzero"`
+	}
+
+	// A FormerMember was a member of a proxy group.
+	FormerMember struct {
+		Address   string    `json:"address"`
+		Pin       string    `json:"pin"`
+		RemovedAt time.Time `json:"removedAt"`
 	}
 
 	// A Volume is a file system.
@@ -89,16 +105,17 @@ type (
 		AccountID    int64      `json:"accountID"`
 		MetaStoreID  int64      `json:"metaStoreID"`
 		BlockStoreID int64      `json:"blockStoreID"`
-		BlockSize    int64      `json:"blockSize"`   // bytes, fixed
-		InlineMax    int64      `json:"inlineMax"`   // bytes
-		Compression  string     `json:"compression"` // lz4, zstd or none
-		Encryption   bool       `json:"encryption"`  // blocks are sealed with a secret that mounts have, fixed
-		SecretID     string     `json:"secretID"`    // by which mounts tell that secret from others; "": none has registered it
-		Retention    int64      `json:"retention"`   // seconds of history; 0 none, -1 for ever
-		MaxBlocks    int64      `json:"maxBlocks"`   // 0 no limit
-		MaxInodes    int64      `json:"maxInodes"`   // 0 no limit
-		MaxProxied   int64      `json:"maxProxied"`  // first blocks of a file that go through proxies; 0 all
-		Flags        string     `json:"flags"`       // mount flags forced on all mounts, comma-separated
+		BlockSize    int64      `json:"blockSize"`    // bytes, fixed
+		InlineMax    int64      `json:"inlineMax"`    // bytes
+		Compression  string     `json:"compression"`  // lz4, zstd or none
+		Encryption   bool       `json:"encryption"`   // blocks are sealed with a secret that mounts have, fixed
+		SecretID     string     `json:"secretID"`     // by which mounts tell that secret from others; "": none has registered it
+		Retention    int64      `json:"retention"`    // seconds of history; 0 none, -1 for ever
+		MaxBlocks    int64      `json:"maxBlocks"`    // 0 no limit
+		MaxInodes    int64      `json:"maxInodes"`    // 0 no limit
+		MaxProxied   int64      `json:"maxProxied"`   // first blocks of a file that go through proxies; 0 all
+		WriteThrough bool       `json:"writeThrough"` // proxies answer a write when the bucket has it, whatever their group says
+		Flags        string     `json:"flags"`        // mount flags forced on all mounts, comma-separated
 		Notes        string     `json:"notes"`
 		CreatedAt    time.Time  `json:"createdAt"`
 		RetiredAt    *time.Time `json:"retiredAt,omitempty"`
@@ -158,7 +175,15 @@ type (
 		ProviderCode string   `json:"providerCode"`
 		RegionCode   string   `json:"regionCode"`
 		NoSSL        bool     `json:"noSSL"`
+		WriteThrough bool     `json:"writeThrough"`
 		Members      []Member `json:"members"`
+
+		// Former are members of before, which may hold blocks that are nowhere
+		// else. They are asked for blocks and given none.
+		Former []Member `json:"former,omitempty"`
+
+		// ChangedAt is when the members last changed; zero: never.
+		ChangedAt time.Time `json:"changedAt,omitzero"`
 	}
 
 	// A Member is a server and the key that it must have ("": not known, a

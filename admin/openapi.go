@@ -210,7 +210,11 @@ func (t *Table) explain(schema any) {
 	s["description"] = t.Doc
 	properties := s["properties"].(object)
 	for _, f := range t.Fields {
-		if !f.Action {
+		switch {
+		case f.Kind == KindObjects: // described by their type
+			p := properties[f.Name].(object)
+			p["description"], p["readOnly"] = f.Doc, true
+		case !f.Action:
 			properties[f.Name] = f.schema()
 		}
 	}
@@ -259,7 +263,7 @@ func describe(t reflect.Type, all object) {
 			continue
 		}
 		properties[name] = schemaOf(t.Field(i).Type, all)
-		if option != "omitempty" {
+		if option != "omitempty" && option != "omitzero" {
 			required = append(required, name)
 		}
 	}

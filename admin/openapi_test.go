@@ -19,14 +19,14 @@ var samples = map[string]struct{ make, change map[string]any }{
 	"regions":             {map[string]any{"providerCode": "aws", "code": "mars-1"}, map[string]any{"name": "Mars"}},
 	"block-stores":        {at(map[string]any{"bucket": "bucket"}), map[string]any{"username": "u", "password": "p", "address": "https://s3.example.com"}},
 	"meta-stores":         {at(map[string]any{"address": "m:1"}), map[string]any{"address": "m:2", "token": newUUID()}},
-	"proxy-groups":        {at(map[string]any{"addresses": []any{"p:1"}}), map[string]any{"addresses": []any{"p:1", "p:2"}, "noSSL": true, "token": newUUID()}},
-	"volumes":             {map[string]any{"name": "vol", "metaStoreID": 1.0, "blockStoreID": 1.0}, map[string]any{"name": "vol2", "inlineMax": 4096.0, "compression": "zstd", "retention": -1.0, "maxBlocks": 1e6, "maxInodes": 1e6, "maxProxied": 4.0, "flags": "ro,noExec", "notes": "x"}},
+	"proxy-groups":        {at(map[string]any{"addresses": []any{"p:1"}}), map[string]any{"addresses": []any{"p:1", "p:2"}, "noSSL": true, "writeThrough": true, "token": newUUID()}},
+	"volumes":             {map[string]any{"name": "vol", "metaStoreID": 1.0, "blockStoreID": 1.0}, map[string]any{"name": "vol2", "inlineMax": 4096.0, "compression": "zstd", "retention": -1.0, "maxBlocks": 1e6, "maxInodes": 1e6, "maxProxied": 4.0, "writeThrough": true, "flags": "ro,noExec", "notes": "x"}},
 	"volume-proxy-groups": {map[string]any{"volumeID": "my-volume", "proxyGroupID": 2.0}, map[string]any{}},
 	"volume-tokens":       {map[string]any{"volumeID": "my-volume"}, map[string]any{"token": newUUID(), "flags": "ro", "notes": "n"}},
 }
 
 // others are values for fields that cannot be changed.
-var others = map[Kind]any{KindString: "other", KindInt: 77.0, KindBool: true, KindSize: 524288.0, KindMap: map[string]any{"a": "b"}, KindTime: "2001-01-01T00:00:00Z"}
+var others = map[Kind]any{KindString: "other", KindInt: 77.0, KindBool: true, KindSize: 524288.0, KindMap: map[string]any{"a": "b"}, KindObjects: []any{map[string]any{"address": "other:1"}}, KindTime: "2001-01-01T00:00:00Z"}
 
 // sampled returns a site with a second group, and the object made of a
 // table's sample.

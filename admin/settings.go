@@ -72,9 +72,13 @@ func (tx *tx) groupsOf(v *Volume) ([]GroupSettings, error) {
 }
 
 func (g *ProxyGroup) settings() GroupSettings {
-	s := GroupSettings{ID: g.ID, ProviderCode: g.ProviderCode, RegionCode: g.RegionCode, NoSSL: g.NoSSL, Members: []Member{}}
+	s := GroupSettings{ID: g.ID, ProviderCode: g.ProviderCode, RegionCode: g.RegionCode,
+		NoSSL: g.NoSSL, WriteThrough: g.WriteThrough, Members: []Member{}, ChangedAt: g.ChangedAt}
 	for _, addr := range g.Addresses {
 		s.Members = append(s.Members, Member{addr, g.Pins[addr]})
+	}
+	for _, f := range g.Former {
+		s.Former = append(s.Former, Member{f.Address, f.Pin})
 	}
 	return s
 }

@@ -19,6 +19,7 @@ const (
 	KindList     Kind = "list" // of strings
 	KindMap      Kind = "map"  // of strings by string
 	KindTime     Kind = "time" // RFC 3339
+	KindObjects  Kind = "objects"
 )
 
 // A Field is one of an object's. Its name is that of the JSON and of the
@@ -117,9 +118,12 @@ var Tables = []*Table{
 			idField, providerField, regionField,
 			{Name: "addresses", Kind: KindList, Required: true, Doc: "host:port of each proxy"},
 			{Name: "noSSL", Kind: KindBool, Doc: "the proxies speak HTTP without TLS, for trusted networks"},
+			{Name: "writeThrough", Kind: KindBool, Doc: "proxies answer a write when the bucket has it, not when two of them have it on disk"},
 			{Name: "pins", Kind: KindMap, ReadOnly: true, Doc: "of the proxies' keys by address; learnt when they enrolled or at first contact"},
 			{Name: "refusedPins", Kind: KindMap, ReadOnly: true, Doc: "of other keys that proxies showed since, by address; not trusted"},
 			{Name: "waiting", Kind: KindMap, ReadOnly: true, Doc: "pins by address of proxies that enrolled and are not among the addresses"},
+			{Name: "former", Kind: KindObjects, ReadOnly: true, Doc: "proxies that were members and may still hold blocks that are nowhere else"},
+			{Name: "changedAt", Kind: KindTime, ReadOnly: true, Doc: "when the members last changed"},
 			tokenField, rotateField,
 			{Name: "resetPins", Kind: KindBool, Action: true, Doc: "forget all pins, so that the proxies' keys of now are learnt"},
 		},
@@ -143,6 +147,7 @@ var Tables = []*Table{
 			{Name: "maxBlocks", Kind: KindInt, Doc: "0: no limit"},
 			{Name: "maxInodes", Kind: KindInt, Doc: "0: no limit"},
 			{Name: "maxProxied", Kind: KindInt, Doc: "only so many first blocks of a file go through proxies; 0: all"},
+			{Name: "writeThrough", Kind: KindBool, Doc: "proxies answer a write when the bucket has it, whatever their group says"},
 			{Name: "flags", Kind: KindString, Doc: "mount flags forced on all mounts, comma-separated: " + strings.Join(MountFlags, ", ")},
 			{Name: "notes", Kind: KindString, Doc: "for people"},
 			createdField,

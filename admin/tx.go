@@ -478,6 +478,7 @@ func decodeAction(f *Field, value json.RawMessage, creating bool) (ask bool, _ *
 var kindNames = map[Kind]string{
 	KindString: "a text", KindInt: "a whole number", KindBool: "true or false", KindSize: "a number of bytes",
 	KindDuration: "a number of seconds", KindList: "a list of texts", KindMap: "an object of texts", KindTime: "a time like 2026-01-31T12:00:00Z",
+	KindObjects: "a list of objects",
 }
 
 func decodeField(f *Field, value json.RawMessage, r record) *Error {
@@ -540,7 +541,7 @@ func newFilter(t *Table, query map[string][]string) (*filter, *Error) {
 
 // filters tells whether a listing can be asked for by the field's value.
 func (f Field) filters() bool {
-	simple := f.Kind != KindList && f.Kind != KindMap && f.Kind != KindTime
+	simple := f.Kind != KindList && f.Kind != KindMap && f.Kind != KindTime && f.Kind != KindObjects
 	return simple && !f.Secret && !f.Unshown && !f.Action
 }
 

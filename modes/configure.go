@@ -104,7 +104,7 @@ func (c *configuring) fieldFlags(verb string) []cli.Flag {
 		wanted := map[string]bool{
 			"create": !f.ReadOnly && !f.Action,
 			"update": !f.ReadOnly && !f.Fixed,
-			"list":   !f.Secret && !f.Action && f.Kind != admin.KindMap && f.Kind != admin.KindList,
+			"list":   !f.Secret && !f.Action && f.Kind != admin.KindMap && f.Kind != admin.KindList && f.Kind != admin.KindObjects,
 			"show":   isKey && f.Fixed,
 			"delete": isKey && f.Fixed,
 		}[verb]

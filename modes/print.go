@@ -95,7 +95,7 @@ func (c *configuring) printList(objects []json.RawMessage) error {
 	}
 	var columns []admin.Field
 	for _, f := range c.table.Fields {
-		if !f.Secret && !f.Action && f.Kind != admin.KindMap && !slices.Contains(narrow, f.Name) {
+		if !f.Secret && !f.Action && f.Kind != admin.KindMap && f.Kind != admin.KindObjects && !slices.Contains(narrow, f.Name) {
 			columns = append(columns, f)
 		}
 	}
@@ -118,7 +118,7 @@ func (c *configuring) printList(objects []json.RawMessage) error {
 }
 
 // narrow are fields that a listing leaves to show: it would not fit a screen.
-var narrow = []string{"pin", "refusedPin", "notes", "accountID", "inlineMax", "secretID", "maxBlocks", "maxInodes", "createdAt"}
+var narrow = []string{"pin", "refusedPin", "notes", "accountID", "inlineMax", "secretID", "maxBlocks", "maxInodes", "createdAt", "changedAt"}
 
 func tab(column int) string {
 	if column == 0 {
