@@ -2,62 +2,154 @@ package modes
 
 import (
 	"maps"
+	"net/http"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"flexfs/cache"
 	"flexfs/store/remote"
 )
 
-// cacheMetrics shows a cache's statistics in the form of Prometheus.
-func cacheMetrics(prefix string, s cache.Stats) []remote.Metric {
-	counter := func(name, help string, n int64) remote.Metric {
-		return remote.Metric{Name: prefix + name, Help: help, Type: "counter", Value: float64(n)}
+// figures are the metrics of a program, which are counted elsewhere: when
+// somebody looks it is called and tells what they are now. It is a
+// [prometheus.Collector].
+type figures func(emit)
+
+// Describe says nothing, which leaves the names to Collect.
+func (f figures) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements [prometheus.Collector].
+func (f figures) Collect(ch chan<- prometheus.Metric) { f(emit(ch)) }
+
+// metricsHandler answers with the figures, which may be nil, and with those of
+// every process of Go.
+func metricsHandler(f figures) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if f != nil {
+		r.MustRegister(f)
 	}
-	gauge := func(name, help string, n int64) remote.Metric {
-		return remote.Metric{Name: prefix + name, Help: help, Type: "gauge", Value: float64(n)}
-	}
-	return []remote.Metric{
-		counter("hits_total", "Gets answered from the cache.", s.Hits),
-		counter("misses_total", "Gets that went on.", s.Misses),
-		counter("joined_total", "Gets that waited for a fetch under way.", s.Joined),
-		counter("hit_bytes_total", "Bytes answered from the cache.", s.HitBytes),
-		counter("evictions_total", "Blocks that made room for others.", s.Evictions),
-		counter("dropped_total", "Blocks that came and were not kept.", s.Dropped),
-		counter("corrupt_total", "Copies that failed their checksum.", s.Corrupt),
-		counter("errors_total", "Errors of the disk.", s.Errors),
-		gauge("bytes", "Bytes held.", s.Bytes),
-		gauge("blocks", "Blocks held.", s.Blocks),
-		gauge("limit_bytes", "Bytes that are never exceeded.", s.Limit),
-	}
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
-// metrics shows a mount's statistics in the form of Prometheus.
-func (m *Mount) metrics() []remote.Metric {
-	const prefix = "flexfs_mount_"
-	s := m.Stats()
-	list := cacheMetrics(prefix+"memory_", s.Memory)
-	if s.Disk != nil {
-		list = append(list, cacheMetrics(prefix+"disk_", *s.Disk)...)
+// emit takes metrics. Labels are pairs of name and value, in the same order of
+// names for all metrics of a name.
+type emit chan<- prometheus.Metric
+
+func (e emit) counter(name, help string, n int64, labels ...string) {
+	e.number(prometheus.CounterValue, name, help, float64(n), labels)
+}
+
+func (e emit) gauge(name, help string, v float64, labels ...string) {
+	e.number(prometheus.GaugeValue, name, help, v, labels)
+}
+
+func (e emit) number(kind prometheus.ValueType, name, help string, v float64, labels []string) {
+	d, values := describe(name, help, labels)
+	e <- prometheus.MustNewConstMetric(d, kind, v, values...)
+}
+
+func (e emit) histogram(name, help string, h remote.Histogram, labels ...string) {
+	d, values := describe(name, help, labels)
+	e <- prometheus.MustNewConstHistogram(d, h.Count, h.Sum.Seconds(), h.Within, values...)
+}
+
+func describe(name, help string, labels []string) (d *prometheus.Desc, values []string) {
+	var names []string
+	for pair := range slices.Chunk(labels, 2) {
+		names, values = append(names, pair[0]), append(values, pair[1])
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.Files)) {
-		list = append(list, remote.Metric{
-			Name: prefix + strings.ReplaceAll(spaced(name), " ", "_") + "_total", Help: "Of the file system: " + spaced(name) + ".",
-			Type: "counter", Value: float64(s.Files[name]),
-		})
-	}
-	n := s.Proxies.Counts
+	return prometheus.NewDesc(name, help, names, nil), values
+}
+
+// cache tells of a tier of blocks.
+func (e emit) cache(prefix string, s cache.Stats) {
 	for _, c := range []struct {
 		name, help string
 		n          int64
 	}{
-		{"proxied_total", "Operations that a proxy did.", n.Proxied},
-		{"direct_total", "Operations that went to the bucket without asking a proxy.", n.Direct},
-		{"fallbacks_total", "Operations that went to the bucket as the proxies failed.", n.Fallbacks},
-		{"failovers_total", "Requests sent to a proxy as the block's owner was down.", n.Failovers},
-		{"switches_total", "Changes of group, or to the bucket and back.", n.Switches},
+		{"hits_total", "Gets answered from the cache.", s.Hits},
+		{"misses_total", "Gets that went on.", s.Misses},
+		{"joined_total", "Gets that waited for a fetch under way.", s.Joined},
+		{"hit_bytes_total", "Bytes answered from the cache.", s.HitBytes},
+		{"evictions_total", "Blocks that made room for others.", s.Evictions},
+		{"dropped_total", "Blocks that came and were not kept.", s.Dropped},
+		{"corrupt_total", "Copies that failed their checksum.", s.Corrupt},
+		{"errors_total", "Errors of the disk.", s.Errors},
 	} {
-		list = append(list, remote.Metric{Name: prefix + c.name, Help: c.help, Type: "counter", Value: float64(c.n)})
+		e.counter(prefix+c.name, c.help, c.n)
 	}
-	return append(list, remote.Metric{Name: prefix + "proxy_group", Help: "Id of the proxy group in use, 0: none.", Type: "gauge", Value: float64(s.Proxies.Chosen)})
+	e.gauge(prefix+"bytes", "Bytes held.", float64(s.Bytes))
+	e.gauge(prefix+"blocks", "Blocks held.", float64(s.Blocks))
+	e.gauge(prefix+"limit_bytes", "Bytes that are never exceeded.", float64(s.Limit))
+}
+
+// age returns how many seconds ago t was; 0 if t is zero.
+func age(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(time.Since(t).Seconds(), 0)
+}
+
+// server tells of a proxy's requests.
+func (e emit) server(s remote.ServerStats) {
+	const prefix = "flexfs_proxy_"
+	e.gauge(prefix+"requests_active", "Requests for blocks being served.", float64(s.Active))
+	e.counter(prefix+"sent_bytes_total", "Bytes of blocks sent to clients.", s.SentBytes)
+	e.counter(prefix+"received_bytes_total", "Bytes of blocks received from clients.", s.ReceivedBytes)
+	for method, results := range s.Requests {
+		for result, n := range results {
+			e.counter(prefix+"requests_total", "Requests for blocks by method and result.", n, "method", method, "result", result)
+		}
+	}
+	for method, h := range s.Took {
+		e.histogram(prefix+"request_seconds", "How long requests for blocks took.", h, "method", method)
+	}
+}
+
+// metrics tells what a mount did.
+func (m *Mount) metrics(e emit) {
+	const prefix = "flexfs_mount_"
+	s := m.Stats()
+	e.cache(prefix+"memory_", s.Memory)
+	if s.Disk != nil {
+		e.cache(prefix+"disk_", *s.Disk)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Files)) {
+		e.counter(prefix+strings.ReplaceAll(spaced(name), " ", "_")+"_total", "Of the file system: "+spaced(name)+".", s.Files[name])
+	}
+	n := s.Proxies.Counts
+	e.counter(prefix+"proxied_total", "Operations that a proxy did.", n.Proxied)
+	e.counter(prefix+"direct_total", "Operations that went to the bucket without asking a proxy.", n.Direct)
+	e.counter(prefix+"fallbacks_total", "Operations that went to the bucket as the proxies failed.", n.Fallbacks)
+	e.counter(prefix+"failovers_total", "Requests sent to a proxy as the block's owner was down.", n.Failovers)
+	e.counter(prefix+"switches_total", "Changes of group, or to the bucket and back.", n.Switches)
+	e.gauge(prefix+"proxy_group", "Id of the proxy group in use, 0: none.", float64(s.Proxies.Chosen))
+	for _, g := range s.Proxies.Groups {
+		e.group(prefix, g)
+	}
+}
+
+// group tells what a mount sees of a proxy group.
+func (e emit) group(prefix string, g remote.GroupStatus) {
+	id := strconv.FormatInt(g.ID, 10)
+	e.gauge(prefix+"group_round_trip_seconds", "Round trip to the nearest usable member of the group, 0: none.", g.RTT.Seconds(), "group", id)
+	for _, m := range g.Members {
+		labels := []string{"group", id, "proxy", m.Address}
+		up := 0.0
+		if m.State == "up" {
+			up = 1
+		}
+		e.gauge(prefix+"member_up", "Whether the proxy is used.", up, labels...)
+		e.gauge(prefix+"member_round_trip_seconds", "Round trip to the proxy, 0: not known.", m.RTT.Seconds(), labels...)
+		e.counter(prefix+"member_requests_total", "Requests sent to the proxy.", m.Requests, labels...)
+		e.counter(prefix+"member_failures_total", "Of them those in which the proxy failed.", m.Failures, labels...)
+	}
 }

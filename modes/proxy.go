@@ -43,6 +43,8 @@ type Proxy struct {
 	mem     *cache.Mem
 	tickets ticketKeys
 	origins origins
+
+	requests remote.Stats
 }
 
 func proxyCommand() *cli.Command {
@@ -202,15 +204,33 @@ func (p *Proxy) serve(ctx context.Context) error {
 			return tiers{p.mem, p.disk}, nil
 		},
 		Verify:      seal.Verify,
-		Metrics:     p.metrics,
+		Stats:       &p.requests,
+		Status:      func() any { return p.Stats() },
+		Metrics:     metricsHandler(p.metrics),
 		MaxRequests: int(min(max(p.MemCapacity/2/(store.MaxBlock+seal.MaxHead), 16), 1024)),
 		Log:         p.Log,
 	}), p.Log)
 	return runHTTP(ctx, srv, p.ln, p.source)
 }
 
-func (p *Proxy) metrics() []remote.Metric {
-	return append(cacheMetrics("flexfs_proxy_disk_", p.disk.Stats()), cacheMetrics("flexfs_proxy_memory_", p.mem.Stats())...)
+// ProxyStats are what a proxy did since its start.
+type ProxyStats struct {
+	Requests remote.ServerStats `json:"requests"`
+	Memory   cache.Stats        `json:"memory"`
+	Disk     cache.Stats        `json:"disk"`
+}
+
+// Stats returns what the proxy did.
+func (p *Proxy) Stats() ProxyStats {
+	return ProxyStats{Requests: p.requests.Now(), Memory: p.mem.Stats(), Disk: p.disk.Stats()}
+}
+
+// metrics tells what the proxy did.
+func (p *Proxy) metrics(e emit) {
+	s := p.Stats()
+	e.server(s.Requests)
+	e.cache("flexfs_proxy_memory_", s.Memory)
+	e.cache("flexfs_proxy_disk_", s.Disk)
 }
 
 // tiers are memory before disk. Memory holds whole blocks; a few frames are

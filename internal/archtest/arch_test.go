@@ -83,6 +83,7 @@ var homes = map[string][]string{
 	"github.com/pierrec/lz4":         {"store/seal"},
 	"github.com/klauspost/compress":  {"store/seal"},
 	"golang.org/x/crypto":            {"store/seal"},
+	"github.com/prometheus/":         {"modes", "internal/testcluster"},
 }
 
 // allowed are the packages of ours that a package may import, tests apart.

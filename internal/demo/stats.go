@@ -87,19 +87,12 @@ func (c *cluster) proxyHits(ctx context.Context) (hits, misses int64, err error)
 			return 0, 0, err
 		}
 		for _, addr := range g.Addresses {
-			var s map[string]any
+			var s struct{ Memory, Disk struct{ Hits, Misses int64 } }
 			if err := getJSON(ctx, addr, g.Pins[addr], "/v1/stats", &s); err != nil {
 				return 0, 0, err
 			}
-			for name, v := range s {
-				n, _ := v.(float64)
-				switch {
-				case strings.HasSuffix(name, "_hits_total"): // of any tier
-					hits += int64(n)
-				case name == "flexfs_proxy_disk_misses_total": // of the last
-					misses += int64(n)
-				}
-			}
+			hits += s.Memory.Hits + s.Disk.Hits
+			misses += s.Disk.Misses
 		}
 	}
 	return hits, misses, nil

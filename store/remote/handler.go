@@ -50,9 +50,9 @@ type Server struct {
 	// kept.
 	Replica Replica
 
-	// Metrics returns what is shown beside the handler's own, such as a
-	// cache's. It may be nil.
-	Metrics func() []Metric
+	Stats   *Stats       // counts the requests; nil: nobody looks
+	Status  func() any   // what the server says of itself, for JSON; nil: its Stats
+	Metrics http.Handler // answers for Prometheus; nil: there are none
 
 	// MaxRequests bounds the requests for blocks that are served at once,
 	// each of which may need the memory of one block, and as many again that
@@ -66,7 +66,7 @@ type handler struct {
 	Server
 	slots chan struct{} // one is taken by each request for a block
 	peers chan struct{} // instead, by one that asks nobody else: members that wait for each other never wait for a slot
-	stats stats
+	stats *Stats
 
 	mu     sync.Mutex
 	passed map[string]pass // tickets that were good; guarded by mu
@@ -89,13 +89,21 @@ func Handler(s Server) http.Handler {
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{Server: s, slots: make(chan struct{}, s.MaxRequests), peers: make(chan struct{}, s.MaxRequests), passed: make(map[string]pass)}
+	if s.Stats == nil {
+		s.Stats = new(Stats)
+	}
+	h := &handler{
+		Server: s, stats: s.Stats, passed: make(map[string]pass),
+		slots: make(chan struct{}, s.MaxRequests), peers: make(chan struct{}, s.MaxRequests),
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc(blocksPath, h.serveBlock)
 	mux.HandleFunc("POST "+loadedPath+"{volume}", h.serveUploaded)
 	mux.HandleFunc("GET "+healthPath, serveHealth)
 	mux.HandleFunc("GET "+statsPath, h.serveStats)
-	mux.HandleFunc("GET "+metricPath, h.serveMetrics)
+	if s.Metrics != nil {
+		mux.Handle("GET "+metricPath, s.Metrics)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(headerProxy, "1")
 		bound(w)

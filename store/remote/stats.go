@@ -1,23 +1,11 @@
 package remote
 
 import (
-	"bytes"
 	"encoding/json"
-	"fmt"
-	"io"
 	"net/http"
-	"strconv"
 	"sync/atomic"
 	"time"
 )
-
-// A Metric is a number that a server shows.
-type Metric struct {
-	Name  string // in the form of Prometheus: flexfs_proxy_...
-	Help  string
-	Type  string // counter or gauge
-	Value float64
-}
 
 // The methods and codes that are counted one by one. Others count as the last.
 var (
@@ -26,14 +14,15 @@ var (
 		codeUnknown, codeRequest, codeTooLarge, codeDamaged, codeBusy, codeFull, codeGone, codeOrigin}
 )
 
-// buckets are the upper bounds of the histogram of how long requests took.
-var buckets = [...]time.Duration{
+// bounds are the upper bounds of the histogram of how long requests took.
+var bounds = [...]time.Duration{
 	time.Millisecond, 3 * time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond, 100 * time.Millisecond,
 	300 * time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second, 30 * time.Second,
 }
 
-// stats count what happened since the start. Fields only grow, but active.
-type stats struct {
+// Stats count what a [Handler] does. The zero value is ready; methods may be
+// called concurrently.
+type Stats struct {
 	active   atomic.Int64 // requests for blocks now
 	sent     atomic.Int64 // bytes of blocks
 	received atomic.Int64
@@ -42,17 +31,17 @@ type stats struct {
 }
 
 type histogram struct {
-	within [len(buckets) + 1]atomic.Int64 // the last: longer than all bounds
-	micros atomic.Int64                   // in all
+	within [len(bounds) + 1]atomic.Int64 // the last: longer than all bounds
+	micros atomic.Int64                  // in all
 }
 
-func (s *stats) count(method string, c code, took time.Duration) {
+func (s *Stats) count(method string, c code, took time.Duration) {
 	m := index(countedMethods[:], method)
 	s.requests[m][index(countedCodes[:], c)].Add(1)
 	h := &s.took[m]
 	h.micros.Add(took.Microseconds())
 	i := 0
-	for i < len(buckets) && took > buckets[i] {
+	for i < len(bounds) && took > bounds[i] {
 		i++
 	}
 	h.within[i].Add(1)
@@ -68,6 +57,55 @@ func index[T comparable](all []T, x T) int {
 	return len(all) - 1
 }
 
+// ServerStats are what a handler did since its start. Except for Active they
+// only grow.
+type ServerStats struct {
+	Active        int64                       `json:"active"` // requests for blocks now
+	SentBytes     int64                       `json:"sentBytes"`
+	ReceivedBytes int64                       `json:"receivedBytes"`
+	Requests      map[string]map[string]int64 `json:"requests"` // by method and result, "ok" or a code of the protocol
+	Took          map[string]Histogram        `json:"-"`        // by method
+}
+
+// A Histogram says how many requests took how long.
+type Histogram struct {
+	Within map[float64]uint64 // upper bound in seconds: requests that took at most that
+	Count  uint64
+	Sum    time.Duration
+}
+
+// Now returns the numbers of the moment.
+func (s *Stats) Now() ServerStats {
+	n := ServerStats{
+		Active: s.active.Load(), SentBytes: s.sent.Load(), ReceivedBytes: s.received.Load(),
+		Requests: map[string]map[string]int64{}, Took: map[string]Histogram{},
+	}
+	for m, method := range countedMethods {
+		results := map[string]int64{}
+		for c, code := range countedCodes {
+			if k := s.requests[m][c].Load(); k > 0 {
+				results[resultOf(code)] = k
+			}
+		}
+		if len(results) > 0 {
+			n.Requests[method] = results
+			n.Took[method] = s.took[m].now()
+		}
+	}
+	return n
+}
+
+func (h *histogram) now() Histogram {
+	n := Histogram{Within: map[float64]uint64{}, Sum: time.Duration(h.micros.Load()) * time.Microsecond}
+	for i := range h.within {
+		n.Count += uint64(h.within[i].Load())
+		if i < len(bounds) {
+			n.Within[bounds[i].Seconds()] = n.Count
+		}
+	}
+	return n
+}
+
 func resultOf(c code) string {
 	if c == "" {
 		return "ok"
@@ -75,83 +113,12 @@ func resultOf(c code) string {
 	return string(c)
 }
 
-// single returns the metrics that are one number.
-func (h *handler) single() []Metric {
-	all := []Metric{
-		{"flexfs_proxy_requests_active", "Requests for blocks being served.", "gauge", float64(h.stats.active.Load())},
-		{"flexfs_proxy_sent_bytes_total", "Bytes of blocks sent to clients.", "counter", float64(h.stats.sent.Load())},
-		{"flexfs_proxy_received_bytes_total", "Bytes of blocks received from clients.", "counter", float64(h.stats.received.Load())},
-	}
-	if h.Metrics != nil {
-		all = append(all, h.Metrics()...)
-	}
-	return all
-}
-
-// serveStats answers with all counters as one JSON object.
+// serveStats answers with what the server says of itself, as one JSON object.
 func (h *handler) serveStats(w http.ResponseWriter, _ *http.Request) {
-	all := make(map[string]any)
-	for _, m := range h.single() {
-		all[m.Name] = m.Value
+	var status any = h.stats.Now()
+	if h.Status != nil {
+		status = h.Status()
 	}
-	requests := make(map[string]map[string]int64)
-	h.eachCount(func(method, result string, n int64) {
-		if requests[method] == nil {
-			requests[method] = make(map[string]int64)
-		}
-		requests[method][result] = n
-	})
-	all["flexfs_proxy_requests_total"] = requests
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(all)
-}
-
-// eachCount calls fn for what has been asked at least once.
-func (h *handler) eachCount(fn func(method, result string, n int64)) {
-	for m, method := range countedMethods {
-		for c, code := range countedCodes {
-			if n := h.stats.requests[m][c].Load(); n > 0 {
-				fn(method, resultOf(code), n)
-			}
-		}
-	}
-}
-
-// serveMetrics answers in the text format of Prometheus.
-func (h *handler) serveMetrics(w http.ResponseWriter, _ *http.Request) {
-	var b bytes.Buffer
-	for _, m := range h.single() {
-		title(&b, m.Name, m.Help, m.Type)
-		fmt.Fprintf(&b, "%s %s\n", m.Name, strconv.FormatFloat(m.Value, 'g', -1, 64))
-	}
-	const requests = "flexfs_proxy_requests_total"
-	title(&b, requests, "Requests for blocks by method and result.", "counter")
-	h.eachCount(func(method, result string, n int64) {
-		fmt.Fprintf(&b, "%s{method=%q,result=%q} %d\n", requests, method, result, n)
-	})
-	const seconds = "flexfs_proxy_request_seconds"
-	title(&b, seconds, "How long requests for blocks took.", "histogram")
-	for m, method := range countedMethods {
-		h.stats.took[m].write(&b, seconds, method)
-	}
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	w.Write(b.Bytes())
-}
-
-func title(w io.Writer, name, help, kind string) {
-	fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
-}
-
-func (h *histogram) write(w io.Writer, name, method string) {
-	var sum int64
-	for i := range h.within {
-		sum += h.within[i].Load()
-		bound := "+Inf"
-		if i < len(buckets) {
-			bound = strconv.FormatFloat(buckets[i].Seconds(), 'g', -1, 64)
-		}
-		fmt.Fprintf(w, "%s_bucket{method=%q,le=%q} %d\n", name, method, bound, sum)
-	}
-	fmt.Fprintf(w, "%s_sum{method=%q} %g\n", name, method, float64(h.micros.Load())/1e6)
-	fmt.Fprintf(w, "%s_count{method=%q} %d\n", name, method, sum)
+	json.NewEncoder(w).Encode(status)
 }
