@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,11 +22,12 @@ import (
 const smallBody = 256 << 10
 
 // A Client is one proxy as a [store.Store]. It fails when the proxy fails;
-// [Group] goes on without it.
+// [Group] goes on without it. A Get with [store.WithLocal] is answered from what
+// the proxy holds itself.
 type Client struct {
 	URL    string        // https://host:port
 	HTTP   *http.Client  // must not follow redirections
-	Ticket func() string // returns the ticket to show
+	Ticket func() string // returns the ticket to show; that of WithTicket comes first
 }
 
 // Get implements [store.Store].
@@ -82,15 +84,24 @@ func (c *Client) head(ctx context.Context, key store.Key) error {
 	if err != nil {
 		return err
 	}
-	resp, err := c.do(req)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
+	return c.done(req)
 }
 
 // Put implements [store.Store].
 func (c *Client) Put(ctx context.Context, key store.Key, data []byte) error {
+	return c.put(ctx, key, data, "")
+}
+
+// PutCopy has the proxy keep a copy of a block that the proxy at the address
+// from will upload: see [Replica]. The error wraps [ErrFull] if there is no room.
+func (c *Client) PutCopy(ctx context.Context, key store.Key, data []byte, from string) error {
+	if err := checkAddress(from); err != nil {
+		return fmt.Errorf("remote: copy %v: %w", key, err)
+	}
+	return c.put(ctx, key, data, from)
+}
+
+func (c *Client) put(ctx context.Context, key store.Key, data []byte, from string) error {
 	lent := &loan{data: data}
 	defer lent.end()
 	req, err := c.request(ctx, http.MethodPut, key, lent.reader())
@@ -100,20 +111,51 @@ func (c *Client) Put(ctx context.Context, key store.Key, data []byte) error {
 	req.ContentLength = int64(len(data))
 	req.GetBody = func() (io.ReadCloser, error) { return lent.reader(), nil }
 	req.Header.Set(headerCRC, checksum(data))
-	// A Put may be repeated; this makes the transport repeat it if a
-	// connection ended while it was idle. The header is not sent.
-	req.Header["Idempotency-Key"] = nil
+	if from != "" {
+		req.Header.Set(headerCopy, from)
+	}
+	mayRepeat(req)
 	if len(data) > smallBody {
 		req.Header.Set("Expect", "100-continue")
 	}
 	if len(data) == 0 {
 		req.Body = http.NoBody
 	}
-	resp, err := c.do(req)
-	if err != nil {
-		return err
+	return c.done(req)
+}
+
+// Uploaded tells the proxy that the bucket has the blocks, all of one volume, of
+// which it keeps copies: see [Replica]. If it fails some may have been told of.
+func (c *Client) Uploaded(ctx context.Context, keys []store.Key) error {
+	for batch := range slices.Chunk(keys, maxUploaded) {
+		body := formatKeys(batch)
+		url := c.URL + loadedPath + batch[0].Volume.String()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+		if err != nil {
+			return fmt.Errorf("remote: %w", err)
+		}
+		c.authorize(req)
+		req.Header.Set(headerCRC, checksum([]byte(body)))
+		mayRepeat(req)
+		if err := c.done(req); err != nil {
+			return err
+		}
 	}
-	return resp.Body.Close()
+	return nil
+}
+
+// Pending asks whether the proxy has the block and will upload it.
+func (c *Client) Pending(ctx context.Context, key store.Key) (bool, error) {
+	req, err := c.request(ctx, http.MethodHead, key, nil)
+	if err != nil {
+		return false, err
+	}
+	req.Header.Set(headerLocal, localPending)
+	err = c.done(req)
+	if errors.Is(err, store.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Delete implements [store.Store].
@@ -122,15 +164,11 @@ func (c *Client) Delete(ctx context.Context, key store.Key) error {
 	if err != nil {
 		return err
 	}
-	req.Header["Idempotency-Key"] = nil
-	resp, err := c.do(req)
-	if err != nil {
-		if errors.Is(err, store.ErrNotExist) {
-			return nil
-		}
+	mayRepeat(req)
+	if err := c.done(req); !errors.Is(err, store.ErrNotExist) {
 		return err
 	}
-	return resp.Body.Close()
+	return nil
 }
 
 // Ping asks the proxy whether it is well and returns how long the answer took,
@@ -164,11 +202,37 @@ func (c *Client) request(ctx context.Context, method string, key store.Key, body
 	if err != nil {
 		return nil, fmt.Errorf("remote: %w", err)
 	}
-	req.Header.Set("Authorization", "Bearer "+c.Ticket())
+	c.authorize(req)
+	if store.IsLocal(ctx) && (method == http.MethodGet || method == http.MethodHead) {
+		req.Header.Set(headerLocal, localHeld)
+	}
 	if store.MustVerify(ctx) {
 		req.Header.Set(headerVerify, "1")
 	}
 	return req, nil
+}
+
+// authorize adds the ticket.
+func (c *Client) authorize(req *http.Request) {
+	text := ticketOf(req.Context())
+	if text == "" && c.Ticket != nil {
+		text = c.Ticket()
+	}
+	req.Header.Set("Authorization", "Bearer "+text)
+}
+
+// mayRepeat makes the transport repeat req, which does no more if it is done
+// twice, when a connection turns out to have ended while it was idle. The header
+// is not sent.
+func mayRepeat(req *http.Request) { req.Header["Idempotency-Key"] = nil }
+
+// done sends req, whose answer has no body.
+func (c *Client) done(req *http.Request) error {
+	resp, err := c.do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }
 
 // do sends req and returns its answer if it is a good one.
