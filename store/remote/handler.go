@@ -172,7 +172,7 @@ func (h *handler) block(w http.ResponseWriter, r *http.Request) error {
 	if err := h.admit(r, key.Volume); err != nil {
 		return err
 	}
-	if err := checkAsked(r); err != nil {
+	if err := h.checkAsked(r); err != nil {
 		return err
 	}
 	s, err := h.Store(key.Volume)
@@ -229,32 +229,6 @@ func bearer(r *http.Request) string {
 		return ""
 	}
 	return text
-}
-
-// checkAsked checks the headers with which members ask each other.
-func checkAsked(r *http.Request) error {
-	local, from := r.Header.Get(headerLocal), r.Header.Get(headerCopy)
-	get, head := r.Method == http.MethodGet, r.Method == http.MethodHead
-	switch {
-	case local == "", local == localHeld && (get || head), local == localPending && head:
-	default:
-		return refuse(codeRequest, "%s %.20q is not for a %s", headerLocal, local, r.Method)
-	}
-	if from == "" {
-		return nil
-	}
-	if r.Method != http.MethodPut {
-		return refuse(codeRequest, "%s is not for a %s", headerCopy, r.Method)
-	}
-	if err := checkAddress(from); err != nil {
-		return refuse(codeRequest, "%s: %v", headerCopy, err)
-	}
-	return nil
-}
-
-// fromPeer reports whether r asks for nothing that this proxy would ask others for.
-func fromPeer(r *http.Request) bool {
-	return r.Header.Get(headerLocal) != "" || r.Header.Get(headerCopy) != ""
 }
 
 // admit checks the ticket.

@@ -59,16 +59,41 @@ func ticketOf(ctx context.Context) string {
 	return text
 }
 
-// store stores a block that was put: as a copy for another member, or in s.
-func (h *handler) store(ctx context.Context, s store.Store, key store.Key, data []byte, r *http.Request) error {
-	from := r.Header.Get(headerCopy)
+// checkAsked checks the headers with which members ask each other.
+func (h *handler) checkAsked(r *http.Request) error {
+	local, from := r.Header.Get(headerLocal), r.Header.Get(headerCopy)
+	get, head := r.Method == http.MethodGet, r.Method == http.MethodHead
 	switch {
-	case from == "":
-		return failed(s.Put(ctx, key, data))
-	case h.Replica == nil:
+	case local == "", local == localHeld && (get || head), local == localPending && head:
+	default:
+		return refuse(codeRequest, "%s %.20q is not for a %s", headerLocal, local, r.Method)
+	}
+	if from == "" {
+		return nil
+	}
+	if r.Method != http.MethodPut {
+		return refuse(codeRequest, "%s is not for a %s", headerCopy, r.Method)
+	}
+	if err := checkAddress(from); err != nil {
+		return refuse(codeRequest, "%s: %v", headerCopy, err)
+	}
+	if h.Replica == nil {
 		return refuse(codeFull, "this proxy keeps no copies")
 	}
-	return failed(h.Replica.Keep(ctx, key, data, from))
+	return nil
+}
+
+// fromPeer reports whether r asks for nothing that this proxy would ask others for.
+func fromPeer(r *http.Request) bool {
+	return r.Header.Get(headerLocal) != "" || r.Header.Get(headerCopy) != ""
+}
+
+// store stores a block that was put: as a copy for another member, or in s.
+func (h *handler) store(ctx context.Context, s store.Store, key store.Key, data []byte, r *http.Request) error {
+	if from := r.Header.Get(headerCopy); from != "" {
+		return failed(h.Replica.Keep(ctx, key, data, from))
+	}
+	return failed(s.Put(ctx, key, data))
 }
 
 // pending answers whether this proxy will upload the block.
