@@ -3,9 +3,10 @@
 # make test   passes the tests, as .ci/run does
 # make check  formatting, vet, staticcheck
 # make fuzz   each fuzz target for a while
+# make bench-proxy  measures a proxy against nginx, within four minutes
 # make clean  removes what the others made, except Go's own caches
 
-.PHONY: all build demo test check fuzz clean setup library
+.PHONY: all build demo test check fuzz bench-proxy clean setup library
 .DEFAULT_GOAL := build
 
 GO ?= go
@@ -42,6 +43,10 @@ fuzz: library
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
 	  done; \
 	done
+
+# BENCH has more flags for it, such as -json FILE.
+bench-proxy: build
+	@nginx=$$(internal/setup/nginx) && $(GO) run ./internal/proxybench -flexfs bin/flexfs -nginx "$$nginx" $(BENCH)
 
 clean:
 	rm -rf bin $(library)
