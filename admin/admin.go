@@ -89,6 +89,14 @@ type (
 		// ChangedAt is when Addresses last named other members than before;
 		// zero: never.
 		ChangedAt time.Time `json:"changedAt,omitzero"`
+
+		// RemovedAt is when the group was deleted: it is remembered until its
+		// proxies have drained.
+		RemovedAt time.Time `json:"removedAt,omitzero"`
+
+		// Status is how the members and former members are: what they reported
+		// last. It is made for an answer that shows the group alone.
+		Status []MemberStatus `json:"status,omitempty"`
 	}
 
 	// A FormerMember was a member of a proxy group.
@@ -96,6 +104,29 @@ type (
 		Address   string    `json:"address"`
 		Pin       string    `json:"pin"`
 		RemovedAt time.Time `json:"removedAt"`
+		SeenAt    time.Time `json:"seenAt,omitzero"`    // its last report, to the hour
+		DrainedAt time.Time `json:"drainedAt,omitzero"` // since when it has reported nothing left to upload
+	}
+
+	// A MemberStatus is how a member or former member of a proxy group is. What
+	// it reported is 0 if ReportedAt is zero.
+	MemberStatus struct {
+		Address     string    `json:"address"`
+		State       string    `json:"state"` // see the States
+		Former      bool      `json:"former"`
+		RemovedAt   time.Time `json:"removedAt,omitzero"`  // of a former member
+		DrainedAt   time.Time `json:"drainedAt,omitzero"`  // of a former member: since when it has had nothing left to upload
+		ReportedAt  time.Time `json:"reportedAt,omitzero"` // when it was heard of last, by admin's clock
+		DirtyBytes  int64     `json:"dirtyBytes"`
+		DirtyBlocks int64     `json:"dirtyBlocks"`
+		OldestDirty time.Time `json:"oldestDirty,omitzero"`
+		Bytes       int64     `json:"bytes"`
+		Limit       int64     `json:"limit"`
+		Blocks      int64     `json:"blocks"`
+		Hits        int64     `json:"hits"`
+		Misses      int64     `json:"misses"`
+		DiskOK      bool      `json:"diskOK"`
+		Started     time.Time `json:"started,omitzero"`
 	}
 
 	// A Volume is a file system.
@@ -125,6 +156,10 @@ type (
 	VolumeProxyGroup struct {
 		VolumeID     string `json:"volumeID"`
 		ProxyGroupID int64  `json:"proxyGroupID"`
+
+		// RemovedAt is when it was deleted: for a while mounts still ask the
+		// group for blocks that are nowhere else.
+		RemovedAt time.Time `json:"removedAt,omitzero"`
 	}
 
 	// A VolumeToken lets its bearer mount a volume or a folder of it.
@@ -210,6 +245,31 @@ type (
 	VolumeSettings struct {
 		Volume     Volume     `json:"volume"`
 		BlockStore BlockStore `json:"blockStore"`
+	}
+
+	// A ProxyReport is how a proxy is, by its own clock:
+	//
+	//	POST /v1/proxies/report   proxy group token -> ReportAnswer
+	//
+	// Admin keeps the last one of each member and former member in memory.
+	ProxyReport struct {
+		Address     string    `json:"address"`              // as in the group
+		DirtyBytes  int64     `json:"dirtyBytes"`           // acknowledged and not known to be in the bucket
+		DirtyBlocks int64     `json:"dirtyBlocks"`          // number of them
+		OldestDirty time.Time `json:"oldestDirty,omitzero"` // when the oldest of them came; zero: there is none
+		Bytes       int64     `json:"bytes"`                // in the cache, dirty ones too
+		Limit       int64     `json:"limit"`                // bytes that the cache may take
+		Blocks      int64     `json:"blocks"`               // in the cache
+		Hits        int64     `json:"hits"`                 // since the start
+		Misses      int64     `json:"misses"`               // since the start
+		DiskOK      bool      `json:"diskOK"`               // the cache's disk is in use
+		Started     time.Time `json:"started,omitzero"`     // when the proxy was
+	}
+
+	// A ReportAnswer is what a proxy is to admin, at most one of both.
+	ReportAnswer struct {
+		Member bool `json:"member"`
+		Former bool `json:"former"` // it was a member, and is to drain
 	}
 
 	// An Enrolment is what a proxy or metadata server tells admin at its start:

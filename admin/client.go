@@ -114,6 +114,15 @@ func (c *Client) Delete(ctx context.Context, t *Table, id ...string) error {
 	return c.do(ctx, "DELETE", path, nil, nil)
 }
 
+// DeleteByForce removes an object and what uses it, see [Table.Force].
+func (c *Client) DeleteByForce(ctx context.Context, t *Table, id ...string) error {
+	path, err := t.pathTo(id)
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, "DELETE", path+"?force=true", nil, nil)
+}
+
 // pathTo refuses what would be the path of something else.
 func (t *Table) pathTo(id []string) (string, error) {
 	path := t.path()
@@ -133,6 +142,12 @@ func (t *Table) pathTo(id []string) (string, error) {
 func (c *Client) Enrol(ctx context.Context, e Enrolment) (Enrolled, error) {
 	var answer Enrolled
 	return answer, c.do(ctx, "POST", "/v1/enrol", e, &answer)
+}
+
+// Report tells admin how a proxy of the group whose token c has is.
+func (c *Client) Report(ctx context.Context, r ProxyReport) (ReportAnswer, error) {
+	var answer ReportAnswer
+	return answer, c.do(ctx, "POST", "/v1/proxies/report", r, &answer)
 }
 
 // RegisterSecret tells admin which secret the blocks of an encrypted volume

@@ -47,6 +47,8 @@ type DB struct {
 	sign   ed25519.PrivateKey
 	closed chan struct{} // closed by Close
 
+	reports reports
+
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change; guarded by mu
 }
@@ -222,6 +224,9 @@ func (db *DB) update(fn func(*tx) error) error {
 		t.Tx = b
 		return fn(t)
 	})
+	if err == nil {
+		db.reports.forget(t.purged)
+	}
 	if err == nil && t.dirty {
 		db.notify()
 	}
@@ -258,6 +263,10 @@ func (db *DB) Show(t *Table, id ...string) (any, error) {
 		return nil, err
 	}
 	r.hide(false)
+	if g, ok := r.(*ProxyGroup); ok {
+		at := now()
+		g.Former, g.Status = g.formerAt(at), db.statusOf(g, at)
+	}
 	return r, nil
 }
 
@@ -294,8 +303,13 @@ func (db *DB) Update(t *Table, fields any, id ...string) error {
 	})
 }
 
-// Delete removes an object that nothing uses; a volume it retires.
-func (db *DB) Delete(t *Table, id ...string) error {
+// Delete removes an object that nothing uses; a volume it retires. By force it
+// removes what uses it too, in one transaction, if the table can do that: see
+// [Table.Force].
+func (db *DB) Delete(t *Table, force bool, id ...string) error {
+	if force && t.Force == "" {
+		return bad("force", "a %s is not deleted by force", t.Singular)
+	}
 	return db.update(func(tx *tx) error {
 		r, err := tx.find(t, id)
 		if err != nil {
@@ -304,7 +318,7 @@ func (db *DB) Delete(t *Table, id ...string) error {
 		if v, ok := r.(*Volume); ok {
 			return tx.retire(v)
 		}
-		return tx.remove(t, r)
+		return tx.remove(t, r, force)
 	})
 }
 

@@ -108,6 +108,10 @@ func enrolAt(b bearer, e Enrolment) (Enrolled, outcome) {
 		return Enrolled{Member: m.Address == e.Address}, m.learn(e.Pin)
 	}
 	g := b.(*ProxyGroup)
+	if f := g.former(e.Address); f != nil && (f.Pin == "" || f.Pin == e.Pin) {
+		f.Pin = e.Pin
+		return Enrolled{}, outcome{}
+	}
 	if !slices.Contains(g.Addresses, e.Address) {
 		return Enrolled{}, g.remember(e)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 
@@ -58,6 +59,9 @@ func (a *api) routes() []route {
 		{method: "POST", path: "/v1/enrol", scopes: []string{scopeProxyGroup, scopeMetaStore},
 			body: "Enrolment", answer: "Enrolled", errors: []int{409}, handle: a.enrol,
 			summary: "Tell where a server is and which key it has; a key other than the known one is refused"},
+		{method: "POST", path: "/v1/proxies/report", scopes: []string{scopeProxyGroup},
+			body: "ProxyReport", answer: "ReportAnswer", handle: a.report,
+			summary: "Tell how a proxy is; the last report of each is kept in memory, and shown with the group"},
 		a.settingsRoute("mount", scopeVolumeToken, "MountSettings"),
 		{method: "POST", path: "/v1/settings/mount/secret", scopes: []string{scopeVolumeToken},
 			body: "Secret", errors: []int{409}, handle: a.registerSecret,
@@ -90,7 +94,7 @@ func (a *api) tableRoutes(t *Table) []route {
 			handle: a.configure(t, a.show), summary: "Show a " + t.Singular},
 		{method: "PUT", path: t.pathOfOne(), scopes: account, body: "Change" + schema, errors: []int{404, 409},
 			handle: a.configure(t, a.change), summary: "Change the given fields of a " + t.Singular + "; others may be sent as they are"},
-		{method: "DELETE", path: t.pathOfOne(), scopes: account, errors: []int{404, 409},
+		{method: "DELETE", path: t.pathOfOne(), scopes: account, query: t.deleteFields(), errors: []int{400, 404, 409},
 			handle: a.configure(t, a.remove), summary: "Delete a " + t.Singular + ", unless it is in use"},
 	}
 }
@@ -215,12 +219,28 @@ func (a *api) change(c call) error {
 }
 
 func (a *api) remove(c call) error {
-	err := a.db.Delete(c.table, c.id...)
+	force, err := forceOf(c)
+	if err != nil {
+		return err
+	}
+	err = a.db.Delete(c.table, force, c.id...)
 	if err == nil {
 		a.log.Info("object deleted", "table", c.table.Name, "id", strings.Join(c.id, "/"), "account", c.account.ID)
 		c.w.WriteHeader(http.StatusNoContent)
 	}
 	return err
+}
+
+func forceOf(c call) (bool, error) {
+	text := c.r.URL.Query().Get("force")
+	if text == "" {
+		return false, nil
+	}
+	force, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, bad("force", "must be true or false")
+	}
+	return force, nil
 }
 
 // fail answers with an error.

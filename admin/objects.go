@@ -149,12 +149,21 @@ func (m *MetaStore) hide(listing bool) {
 }
 
 func (g *ProxyGroup) key() []byte    { return numKey(g.ID) }
-func (g *ProxyGroup) title() string  { return fmt.Sprintf("proxy group %d", g.ID) }
 func (g *ProxyGroup) refs() []ref    { return placeRefs(g.ProviderCode, g.RegionCode) }
 func (g *ProxyGroup) token() *string { return &g.Token }
 func (g *ProxyGroup) scope() string  { return scopeProxyGroup }
 
+func (g *ProxyGroup) title() string {
+	if gone(g) {
+		return fmt.Sprintf("proxy group %d (deleted)", g.ID)
+	}
+	return fmt.Sprintf("proxy group %d", g.ID)
+}
+
 func (g *ProxyGroup) complete(tx *tx, _ int64) (err error) {
+	if len(g.Addresses) == 0 {
+		return bad("addresses", "is empty: name at least one proxy as host:port")
+	}
 	g.ID, err = tx.nextID("proxy-groups")
 	return err
 }
@@ -244,7 +253,14 @@ func (vg *VolumeProxyGroup) check() *Error { return nil }
 func (vg *VolumeProxyGroup) hide(bool)     {}
 
 func (vg *VolumeProxyGroup) complete(tx *tx, _ int64) error {
-	return tx.liveVolume(&vg.VolumeID)
+	if err := tx.liveVolume(&vg.VolumeID); err != nil {
+		return err
+	}
+	g, err := tx.load(FindTable("proxy-groups"), numKey(vg.ProxyGroupID))
+	if err == nil && g != nil && gone(g) {
+		return refuse(http.StatusConflict, "%s cannot be used any more", g.title())
+	}
+	return err
 }
 
 func (vt *VolumeToken) key() []byte    { return numKey(vt.ID) }

@@ -179,7 +179,7 @@ func schemas() object {
 		all["Change"+name] = t.schema(func(f Field) bool { return !f.ReadOnly && !f.Fixed }, false)
 		t.explain(all[name])
 	}
-	for _, v := range []any{Error{}, Health{}, MountSettings{}, ProxySettings{}, MetaSettings{}, Secret{}, Enrolment{}, Enrolled{}} {
+	for _, v := range []any{Error{}, Health{}, MountSettings{}, ProxySettings{}, MetaSettings{}, Secret{}, Enrolment{}, Enrolled{}, ProxyReport{}, ReportAnswer{}} {
 		describe(reflect.TypeOf(v), all)
 	}
 	all["Document"] = object{"type": "object", "description": "an OpenAPI document"}
@@ -309,6 +309,14 @@ func (t *Table) filterFields() []Field {
 		list = append(list, Field{Name: "retired", Kind: KindBool, Doc: "retired volumes too"})
 	}
 	return list
+}
+
+// deleteFields are the query parameters of a deletion.
+func (t *Table) deleteFields() []Field {
+	if t.Force == "" {
+		return nil
+	}
+	return []Field{{Name: "force", Kind: KindBool, Doc: t.Force}}
 }
 
 // pathsOf groups routes by their paths.

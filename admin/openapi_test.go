@@ -226,6 +226,9 @@ func TestFieldsThatCanBeChangedAreThoseDescribed(t *testing.T) {
 				if _, ok := described[f.Name]; ok != changes {
 					t.Fatalf("%s can be changed: described %v, sampled %v", f.Name, ok, changes)
 				}
+				if f.Live {
+					continue
+				}
 				if !changes {
 					err := s.account.Update(t.Context(), table, map[string]any{f.Name: others[f.Kind]}, id...)
 					wantRefused(t, err, http.StatusBadRequest, f.Name)

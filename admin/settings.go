@@ -57,44 +57,59 @@ func (tx *tx) mountSettings(vt *VolumeToken) (*MountSettings, error) {
 }
 
 // groupsOf returns the proxy groups of a volume in the order of their ids.
+// Those that it no longer uses and that have not drained are among them, with
+// former members only.
 func (tx *tx) groupsOf(v *Volume) ([]GroupSettings, error) {
 	groups := []GroupSettings{}
 	prefix := pairKey(v.ID, nil)
 	c := tx.bucket(FindTable("volume-proxy-groups")).Cursor()
-	for key, _ := c.Seek(prefix); bytes.HasPrefix(key, prefix); key, _ = c.Next() {
+	at := now()
+	for key, value := c.Seek(prefix); bytes.HasPrefix(key, prefix); key, value = c.Next() {
+		use, err := decodeRecord(FindTable("volume-proxy-groups"), value)
+		if err != nil {
+			return nil, err
+		}
 		r, err := tx.load(FindTable("proxy-groups"), key[len(prefix):])
 		if err != nil {
 			return nil, err
 		}
-		groups = append(groups, r.(*ProxyGroup).settings())
+		s := r.(*ProxyGroup).settings(at)
+		if !gone(use) {
+			groups = append(groups, s)
+		} else if s = s.drains(); !use.(*VolumeProxyGroup).over(at) && len(s.Former) > 0 {
+			groups = append(groups, s)
+		}
 	}
 	return groups, nil
 }
 
-func (g *ProxyGroup) settings() GroupSettings {
+func (g *ProxyGroup) settings(at time.Time) GroupSettings {
 	s := GroupSettings{ID: g.ID, ProviderCode: g.ProviderCode, RegionCode: g.RegionCode,
 		NoSSL: g.NoSSL, WriteThrough: g.WriteThrough, Members: []Member{}, ChangedAt: g.ChangedAt}
 	for _, addr := range g.Addresses {
 		s.Members = append(s.Members, Member{addr, g.Pins[addr]})
 	}
-	for _, f := range g.Former {
+	for _, f := range g.formerAt(at) {
 		s.Former = append(s.Former, Member{f.Address, f.Pin})
 	}
 	return s
 }
 
+// proxySettings also have the volumes that were taken from the group or
+// retired lately: their last blocks may not be in the bucket yet.
 func (tx *tx) proxySettings(g *ProxyGroup) (*ProxySettings, error) {
-	s := &ProxySettings{Group: g.settings(), Volumes: []VolumeSettings{}}
+	at := now()
+	s := &ProxySettings{Group: g.settings(at), Volumes: []VolumeSettings{}}
 	err := tx.each(FindTable("volume-proxy-groups"), func(r record) error {
 		vg := r.(*VolumeProxyGroup)
-		if vg.ProxyGroupID != g.ID {
+		if vg.ProxyGroupID != g.ID || vg.over(at) {
 			return nil
 		}
 		v, problem := tx.volume(vg.VolumeID)
 		if problem != nil {
 			return problem
 		}
-		if v.RetiredAt != nil {
+		if v.RetiredAt != nil && at.Sub(*v.RetiredAt) >= keepSilent {
 			return nil
 		}
 		return tx.addVolume(&s.Volumes, v)

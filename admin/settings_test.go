@@ -95,8 +95,8 @@ func TestARetiredVolumeIsNotMounted(t *testing.T) {
 	}
 	_, err := Fetch(t.Context(), s.client(s.token.Token), Fetched[MountSettings]{}, 0)
 	wantRefused(t, err, http.StatusForbidden, "", "my-volume", "deleted")
-	if got := fetch[ProxySettings](s.bench, s.group.Token); len(got.Volumes) != 0 {
-		t.Errorf("proxies are told of %+v", got.Volumes)
+	if got := fetch[ProxySettings](s.bench, s.group.Token); len(got.Volumes) != 1 || got.Volumes[0].Volume.RetiredAt == nil {
+		t.Errorf("proxies, which may have blocks to upload, are told of %+v", got.Volumes)
 	}
 	if got := fetch[MetaSettings](s.bench, s.meta.Token); len(got.Volumes) != 1 || got.Volumes[0].Volume.RetiredAt == nil {
 		t.Errorf("the metadata server is told of %+v", got.Volumes)

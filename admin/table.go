@@ -36,6 +36,7 @@ type Field struct {
 	Secret   bool     // left out of listings
 	Unshown  bool     // in settings only, and never shown to an operator
 	Action   bool     // an update may ask for it; not kept
+	Live     bool     // made for an answer about one object; not kept, and ignored in a request
 }
 
 // A Table holds the objects of one type. It describes them to the API, its
@@ -46,6 +47,7 @@ type Table struct {
 	Doc      string   // a sentence
 	Key      []string // the fields that name an object, in the order of the path
 	Fields   []Field
+	Force    string // what deleting by force does beside; "": there is no such thing
 
 	record func() record // a new object with its defaults
 }
@@ -113,6 +115,7 @@ var Tables = []*Table{
 	{
 		Name: "proxy-groups", Singular: "proxy-group", Key: []string{"id"},
 		Doc:    "Proxies that share the blocks of their volumes.",
+		Force:  "take it from the volumes that use it, too: mounts go on with their other groups or the bucket",
 		record: func() record { return new(ProxyGroup) },
 		Fields: []Field{
 			idField, providerField, regionField,
@@ -124,8 +127,11 @@ var Tables = []*Table{
 			{Name: "waiting", Kind: KindMap, ReadOnly: true, Doc: "pins by address of proxies that enrolled and are not among the addresses"},
 			{Name: "former", Kind: KindObjects, ReadOnly: true, Doc: "proxies that were members and may still hold blocks that are nowhere else"},
 			{Name: "changedAt", Kind: KindTime, ReadOnly: true, Doc: "when the members last changed"},
+			{Name: "removedAt", Kind: KindTime, ReadOnly: true, Doc: "when it was deleted; it is shown, not listed, until its proxies have drained"},
+			{Name: "status", Kind: KindObjects, ReadOnly: true, Live: true, Doc: "how its members and former members are, as they reported last"},
 			tokenField, rotateField,
 			{Name: "resetPins", Kind: KindBool, Action: true, Doc: "forget all pins, so that the proxies' keys of now are learnt"},
+			{Name: "forgetFormer", Kind: KindBool, Action: true, Doc: "forget all former members; blocks that only they hold are lost to mounts until they are uploaded"},
 		},
 	},
 	{
@@ -161,6 +167,7 @@ var Tables = []*Table{
 		Fields: []Field{
 			volumeField,
 			{Name: "proxyGroupID", Kind: KindInt, Required: true, Fixed: true, Doc: "the group"},
+			{Name: "removedAt", Kind: KindTime, ReadOnly: true, Doc: "never shown: when it was deleted"},
 		},
 	},
 	{

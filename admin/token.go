@@ -28,6 +28,9 @@ func (tx *tx) bearerOf(token string) (bearer, *Error) {
 	if err != nil || !ok || subtle.ConstantTimeCompare([]byte(*b.token()), []byte(token)) != 1 {
 		return nil, unknown
 	}
+	if g, ok := b.(*ProxyGroup); ok && g.over(now()) {
+		return nil, unknown
+	}
 	return b, nil
 }
 

@@ -17,7 +17,8 @@ import (
 // A tx is a transaction on the tables.
 type tx struct {
 	*bolt.Tx
-	dirty bool // something changed
+	dirty  bool    // something changed
+	purged []int64 // proxy groups that are no more
 }
 
 func (tx *tx) bucket(t *Table) *bolt.Bucket { return tx.Bucket([]byte(t.Name)) }
@@ -78,7 +79,8 @@ func (tx *tx) find(t *Table, id []string) (record, error) {
 		return nil, err
 	}
 	r, err2 := tx.load(t, key)
-	if r == nil && err2 == nil {
+	_, group := r.(*ProxyGroup)
+	if err2 == nil && (r == nil || gone(r) && !group) { // a deleted group is shown
 		return nil, notFound(t, name)
 	}
 	return r, err2
@@ -137,7 +139,11 @@ func (tx *tx) create(t *Table, r record, by int64) error {
 	if err := r.complete(tx, by); err != nil {
 		return err
 	}
-	if tx.bucket(t).Get(r.key()) != nil {
+	was, err := tx.load(t, r.key())
+	switch {
+	case err != nil:
+		return err
+	case was != nil && !gone(was):
 		return refuse(http.StatusConflict, "%s exists already", r.title())
 	}
 	if b, ok := r.(bearer); ok && *b.token() == "" {
@@ -154,6 +160,9 @@ func (tx *tx) change(t *Table, r record, fields any) error {
 	}
 	if v, ok := r.(*Volume); ok && v.RetiredAt != nil {
 		return refuse(http.StatusConflict, "%s cannot be changed: it was deleted", v.title())
+	}
+	if gone(r) {
+		return refuse(http.StatusConflict, "%s cannot be changed: it was deleted", r.title())
 	}
 	actions, bad := decode(t, r, fields, false)
 	if bad != nil {
@@ -175,6 +184,8 @@ func act(r record, actions []string) {
 		case "resetPins":
 			g := r.(*ProxyGroup)
 			g.Pins, g.RefusedPins, g.Waiting = nil, nil, nil
+		case "forgetFormer":
+			r.(*ProxyGroup).Former = nil
 		case "resetPin":
 			m := r.(*MetaStore)
 			m.Pin, m.RefusedPin = "", ""
@@ -192,6 +203,9 @@ func (tx *tx) save(t *Table, old, r record) error {
 		return err
 	}
 	forget(old, r)
+	if was, ok := old.(*ProxyGroup); ok {
+		r.(*ProxyGroup).follow(was, now())
+	}
 	if err := tx.index(old, r); err != nil {
 		return err
 	}
@@ -249,7 +263,19 @@ func (tx *tx) retire(v *Volume) error {
 	return tx.put(FindTable("volumes"), v)
 }
 
-func (tx *tx) remove(t *Table, r record) error {
+// remove deletes an object that nothing uses, or by force with what uses it,
+// where there is such a thing.
+func (tx *tx) remove(t *Table, r record, force bool) error {
+	if err := tx.sweep(now()); err != nil {
+		return err
+	}
+	switch r := r.(type) {
+	case *ProxyGroup:
+		return tx.dissolve(r, force)
+	case *VolumeProxyGroup:
+		r.RemovedAt = now()
+		return tx.put(t, r)
+	}
 	if err := tx.checkUnused(t, r); err != nil {
 		return err
 	}
@@ -269,6 +295,9 @@ func (tx *tx) checkUnused(t *Table, r record) error {
 	retired := 0
 	for _, other := range Tables {
 		err := tx.each(other, func(user record) error {
+			if _, ok := user.(*VolumeProxyGroup); ok && gone(user) {
+				return nil
+			}
 			for _, ref := range user.refs() {
 				if ref.table != t.Name || !bytes.Equal(ref.key, r.key()) {
 					continue
@@ -423,6 +452,12 @@ func decode(t *Table, r record, fields any, creating bool) (actions []string, _ 
 			known := t.fieldNames(func(f Field) bool { return !f.ReadOnly && (creating != f.Action || !creating && !f.Fixed) })
 			return nil, bad(name, "a %s has no such field; there are %s", t.Singular, known)
 		}
+		if f.Live {
+			if err := decodeField(f, given[name], t.record()); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if f.Action {
 			ask, err := decodeAction(f, given[name], creating)
 			if err != nil {
@@ -564,6 +599,9 @@ func (f *filter) resolve(tx *tx) error {
 }
 
 func (f *filter) matches(r record) bool {
+	if gone(r) {
+		return false
+	}
 	if v, ok := r.(*Volume); ok && v.RetiredAt != nil && !f.retired {
 		return false
 	}

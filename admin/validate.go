@@ -145,9 +145,6 @@ func isHostName(host string) bool {
 // cleanAddresses returns the addresses of a group in their one form, in the
 // order given.
 func cleanAddresses(field string, list []string) ([]string, *Error) {
-	if len(list) == 0 {
-		return nil, bad(field, "is empty: name at least one proxy as host:port")
-	}
 	if len(list) > maxMembers {
 		return nil, bad(field, "has %d proxies, more than %d", len(list), maxMembers)
 	}

@@ -23,6 +23,7 @@ import (
 type configuring struct {
 	access accessFlags
 	output string
+	force  bool // delete what uses it, too
 
 	table  *admin.Table
 	values map[string]any // of fields, as given
@@ -57,6 +58,9 @@ func verbCommands(verb string, action func(*configuring, context.Context) error)
 		flags := c.fieldFlags(verb)
 		if verb == "update" && len(flags) == 0 {
 			continue // an association has nothing to change
+		}
+		if verb == "delete" && table.Force != "" {
+			flags = append(flags, &cli.BoolFlag{Name: "force", Usage: table.Force, Destination: &c.force, DisableDefaultText: true})
 		}
 		name := table.Singular
 		if verb == "list" {
@@ -184,7 +188,7 @@ func parseField(f admin.Field, s string) (any, error) {
 	case admin.KindDuration:
 		return parseRetention(s)
 	case admin.KindList:
-		return splitList(s), nil
+		return append([]string{}, splitList(s)...), nil // none is a list, too
 	}
 	return s, nil
 }
@@ -312,6 +316,9 @@ func (c *configuring) remove(ctx context.Context) error {
 	client, err := c.client(ctx)
 	if err != nil {
 		return err
+	}
+	if c.force {
+		return client.DeleteByForce(ctx, c.table, id...)
 	}
 	return client.Delete(ctx, c.table, id...)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"flexfs/admin"
 )
@@ -32,7 +33,7 @@ func (c *configuring) printOne(object json.RawMessage, secrets bool) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, f := range c.table.Fields {
 		v, ok := values[f.Name]
-		if !ok {
+		if !ok || f.Name == "former" { // status has more of it
 			continue
 		}
 		for i, line := range strings.Split(formatField(f, v), "\n") {
@@ -118,7 +119,7 @@ func (c *configuring) printList(objects []json.RawMessage) error {
 }
 
 // narrow are fields that a listing leaves to show: it would not fit a screen.
-var narrow = []string{"pin", "refusedPin", "notes", "accountID", "inlineMax", "secretID", "maxBlocks", "maxInodes", "createdAt", "changedAt"}
+var narrow = []string{"pin", "refusedPin", "notes", "accountID", "inlineMax", "secretID", "maxBlocks", "maxInodes", "createdAt", "changedAt", "removedAt"}
 
 func tab(column int) string {
 	if column == 0 {
@@ -156,6 +157,11 @@ func formatField(f admin.Field, v json.RawMessage) string {
 				lines = append(lines, k+" "+m[k])
 			}
 			return strings.Join(lines, "\n")
+		}
+	case admin.KindObjects:
+		var list []admin.MemberStatus
+		if json.Unmarshal(v, &list) == nil {
+			return formatStatus(list, time.Now())
 		}
 	case admin.KindString, admin.KindTime:
 		var s string
