@@ -173,6 +173,29 @@ type (
 	}
 )
 
+// Ticket keys sign what mounts show to proxies and metadata servers:
+//
+//	GET  /v1/configure/ticket-keys                -> []TicketKey
+//	POST /v1/configure/ticket-keys   Rotation     -> []TicketKey
+type (
+	// A TicketKey is a key that signs tickets. It is never shown itself.
+	TicketKey struct {
+		ID        string    `json:"id"`                 // of its public half
+		State     string    `json:"state"`              // next, signing or ending
+		CreatedAt time.Time `json:"createdAt,omitzero"` // zero: with the database
+		SignsFrom time.Time `json:"signsFrom,omitzero"` // zero: always did
+		EndsAt    time.Time `json:"endsAt,omitzero"`    // when tickets by it are no longer valid; zero: it has no successor
+	}
+
+	// A Rotation asks for a new ticket key.
+	Rotation struct {
+		// Now: all others end at once, and with them the tickets by them, as
+		// they must if one was stolen. Else the new key is published first,
+		// and tickets by the old one stay valid until they expire.
+		Now bool `json:"now,omitempty"`
+	}
+)
+
 // Settings are what programs fetch, with their token as bearer:
 //
 //	GET /v1/settings/mount    volume token      -> MountSettings

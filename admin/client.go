@@ -150,6 +150,16 @@ func (c *Client) Report(ctx context.Context, r ProxyReport) (ReportAnswer, error
 	return answer, c.do(ctx, "POST", "/v1/proxies/report", r, &answer)
 }
 
+// TicketKeys returns the keys that sign tickets, the newest last.
+func (c *Client) TicketKeys(ctx context.Context) (list []TicketKey, err error) {
+	return list, c.do(ctx, "GET", "/v1/configure/ticket-keys", nil, &list)
+}
+
+// RotateTicketKey makes a new key that signs tickets, and returns all.
+func (c *Client) RotateTicketKey(ctx context.Context, r Rotation) (list []TicketKey, err error) {
+	return list, c.do(ctx, "POST", "/v1/configure/ticket-keys", r, &list)
+}
+
 // RegisterSecret tells admin which secret the blocks of an encrypted volume
 // are sealed with, for the bearer of a token of the volume. That it is not the
 // volume's is an [*Error] of status 409.

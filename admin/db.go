@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,7 +23,8 @@ import (
 //
 //	tokens   SHA-256 of a token  ->  its scope and the id of its object, JSON
 //	system   "schema"            ->  the number below, decimal
-//	system   "key"               ->  seed of the Ed25519 key that signs tickets
+//	system   "key"               ->  seed of the first Ed25519 key that signs tickets
+//	system   "keys"              ->  all keys that do, JSON; since the first was replaced
 //
 // schema counts the forms that this has had. A database of a later form is
 // not opened.
@@ -33,6 +35,7 @@ var (
 	bucketSystem = []byte("system")
 	keySchema    = []byte("schema")
 	keySigning   = []byte("key")
+	keySigners   = []byte("keys")
 )
 
 // lockWait is how long Open waits for another process to let go of the file:
@@ -44,10 +47,11 @@ const lockWait = time.Second
 // returns, and then wakes whoever waits for settings.
 type DB struct {
 	bolt   *bolt.DB
-	sign   ed25519.PrivateKey
+	keys   atomic.Pointer[ticketKeys]
 	closed chan struct{} // closed by Close
 
-	reports reports
+	rotating sync.Mutex // while keys are replaced
+	reports  reports
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change; guarded by mu
@@ -149,11 +153,11 @@ func (db *DB) prepare(path string) (err error) {
 		return err
 	}
 	return db.bolt.View(func(b *bolt.Tx) error {
-		seed := b.Bucket(bucketSystem).Get(keySigning)
-		if len(seed) != ed25519.SeedSize {
-			return damaged(path, "the key that signs tickets is missing")
+		ks, err := readTicketKeys(b)
+		if err != nil {
+			return damaged(path, err)
 		}
-		db.sign = ed25519.NewKeyFromSeed(seed)
+		db.keys.Store(&ks)
 		return nil
 	})
 }

@@ -28,7 +28,7 @@ func TestWhatWasConfiguredSurvivesARestart(t *testing.T) {
 	if _, err := db.Create(FindTable("providers"), map[string]any{"code": "minio"}, 1); err != nil {
 		t.Fatal(err)
 	}
-	key := db.sign
+	key := db.keys.Load().signer(now())
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestWhatWasConfiguredSurvivesARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if !db.sign.Equal(key) {
+	if !db.keys.Load().signer(now()).private.Equal(key.private) {
 		t.Error("the key that signs tickets changed at a restart")
 	}
 	again, made, err := db.Bootstrap()

@@ -69,6 +69,7 @@ func (a *api) routes() []route {
 		a.settingsRoute("proxy", scopeProxyGroup, "ProxySettings"),
 		a.settingsRoute("meta", scopeMetaStore, "MetaSettings"),
 	}
+	list = append(list, a.ticketKeyRoutes()...)
 	for _, t := range Tables {
 		list = append(list, a.tableRoutes(t)...)
 	}
@@ -96,6 +97,17 @@ func (a *api) tableRoutes(t *Table) []route {
 			handle: a.configure(t, a.change), summary: "Change the given fields of a " + t.Singular + "; others may be sent as they are"},
 		{method: "DELETE", path: t.pathOfOne(), scopes: account, query: t.deleteFields(), errors: []int{400, 404, 409},
 			handle: a.configure(t, a.remove), summary: "Delete a " + t.Singular + ", unless it is in use"},
+	}
+}
+
+func (a *api) ticketKeyRoutes() []route {
+	const path = "/v1/configure/ticket-keys"
+	account := []string{scopeAccount}
+	return []route{
+		{method: "GET", path: path, scopes: account, answer: "TicketKey", list: true,
+			handle: a.configure(&Table{}, a.listTicketKeys), summary: "List the keys that sign tickets, not themselves but their ids"},
+		{method: "POST", path: path, scopes: account, body: "Rotation", answer: "TicketKey", list: true, errors: []int{409},
+			handle: a.configure(&Table{}, a.rotateTicketKey), summary: "Make a new key that signs tickets; the others end when the tickets by them have, or at once"},
 	}
 }
 

@@ -179,7 +179,7 @@ func schemas() object {
 		all["Change"+name] = t.schema(func(f Field) bool { return !f.ReadOnly && !f.Fixed }, false)
 		t.explain(all[name])
 	}
-	for _, v := range []any{Error{}, Health{}, MountSettings{}, ProxySettings{}, MetaSettings{}, Secret{}, Enrolment{}, Enrolled{}, ProxyReport{}, ReportAnswer{}} {
+	for _, v := range []any{Error{}, Health{}, MountSettings{}, ProxySettings{}, MetaSettings{}, Secret{}, Enrolment{}, Enrolled{}, ProxyReport{}, ReportAnswer{}, TicketKey{}, Rotation{}} {
 		describe(reflect.TypeOf(v), all)
 	}
 	all["Document"] = object{"type": "object", "description": "an OpenAPI document"}

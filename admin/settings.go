@@ -2,7 +2,6 @@ package admin
 
 import (
 	"bytes"
-	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -151,10 +150,14 @@ func load[T any](tx *tx, table string, id int64) (*T, error) {
 
 // settings returns what the bearer of a token needs, and its ETag.
 func (db *DB) settings(tx *tx, b bearer) (body any, etag string, err error) {
-	keys := [][]byte{db.sign.Public().(ed25519.PublicKey)}
+	at := now()
+	ks := *db.keys.Load()
+	keys := ks.public(at)
+	var signer []byte
 	switch b := b.(type) {
 	case *VolumeToken:
 		body, err = tx.mountSettings(b)
+		signer = ks.signer(at).public() // a new one means a new ticket, which must not wait
 	case *ProxyGroup:
 		var s *ProxySettings
 		if s, err = tx.proxySettings(b); err == nil {
@@ -175,21 +178,22 @@ func (db *DB) settings(tx *tx, b bearer) (body any, etag string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	sum := sha256.Sum256(text)
+	sum := sha256.Sum256(append(text, signer...))
 	return body, `"` + hex.EncodeToString(sum[:16]) + `"`, nil
 }
 
 // ticketFor signs what the bearer of a volume token shows to proxies and to
 // the metadata service.
 func (db *DB) ticketFor(s *MountSettings, vt *VolumeToken) (text string, expires time.Time) {
-	expires = now().Add(ticketLife)
+	at := now()
+	expires = at.Add(ticketLife)
 	return ticket.Sign(ticket.Ticket{
 		Volume:    s.Volume.ID,
 		Write:     !slices.Contains(s.Flags, "ro"),
 		MountPath: s.MountPath,
 		Name:      vt.title(),
 		Expires:   expires.Unix(),
-	}, db.sign), expires
+	}, db.keys.Load().signer(at).private), expires
 }
 
 // Of the answer 304 to a mount: its new ticket.

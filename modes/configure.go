@@ -36,15 +36,16 @@ func configureCommand() *cli.Command {
 	}
 	return &cli.Command{
 		Name:  "configure",
-		Usage: "create, list, show, update and delete what admin keeps",
+		Usage: "create, list, show, update and delete what admin keeps; rotate its key",
 		Description: "Without flags, admin's address and the account token are those in ~/.flexfs/credentials.json, which\n" +
 			"flexfs configure init writes, or those that admin on this machine wrote at its first start. Wherever a volume's id is wanted, its name will do.",
 		Subcommands: []*cli.Command{
 			verb("create", "create an object", verbCommands("create", (*configuring).create)),
-			verb("list", "list the objects of a kind", verbCommands("list", (*configuring).list)),
+			verb("list", "list the objects of a kind", append(verbCommands("list", (*configuring).list), listTicketKeysCommand())),
 			verb("show", "show an object, secrets too", verbCommands("show", (*configuring).show)),
 			verb("update", "change an object", verbCommands("update", (*configuring).update)),
 			verb("delete", "delete an object that nothing uses", verbCommands("delete", (*configuring).remove)),
+			verb("rotate", "replace a key", []*cli.Command{rotateTicketKeyCommand()}),
 			initCommand(),
 		},
 	}
