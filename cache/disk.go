@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -67,8 +68,13 @@ type DiskConfig struct {
 // without reading it; what it contains is checked when it is first used. A
 // damaged file is removed and its block fetched again.
 //
+// Besides copies it keeps dirty blocks, which are on stable storage here and not
+// known to be in the Store below: [Disk.PutDirty] makes one, [Disk.Clean] makes it
+// a copy like others. They take part of the quota and are never evicted.
+//
 // A disk that fails or hangs is taken out of use, and tried again later; all
-// goes to the Store below meanwhile.
+// goes to the Store below meanwhile. Only reading a dirty block is tried
+// nevertheless.
 type Disk struct {
 	cfg     DiskConfig
 	next    store.Store
@@ -76,7 +82,10 @@ type Disk struct {
 	flights *flights
 	count   counters
 	health  health
-	filling atomic.Int64 // bytes that wait to be written
+	filling atomic.Int64  // bytes that wait to be written
+	writing chan struct{} // bounds the dirty blocks that are being written
+	rescues chan struct{} // bounds the reads from a disk that is out of use
+	synced  commit        // of the dirty folder
 
 	lock    io.Closer      // of the folder
 	wg      sync.WaitGroup // background work
@@ -84,13 +93,21 @@ type Disk struct {
 	closing chan struct{}
 
 	mu      sync.Mutex
-	index   map[store.Key]*entry   // guarded by mu
-	busy    map[store.Key]struct{} // files being written or removed; guarded by mu
-	fifo    *fifo                  // guarded by mu
-	used    int64                  // sum of charges, of files being written too; guarded by mu
-	limits  limits                 // guarded by mu
-	warned  time.Time              // of a damaged copy; guarded by mu
-	unknown bool                   // a file of another kind was seen; guarded by mu
+	index   map[store.Key]*entry // guarded by mu
+	busy    map[store.Key]*hold  // files being written, moved or removed; guarded by mu
+	fifo    *fifo                // guarded by mu
+	used    int64                // sum of charges, of files being written and of damaged ones too; guarded by mu
+	limits  limits               // guarded by mu
+	warned  time.Time            // of a damaged copy; guarded by mu
+	refused time.Time            // a dirty block for which there was no room; guarded by mu
+	unknown bool                 // a file of another kind was seen; guarded by mu
+}
+
+// A hold makes somebody the only one to write, move or remove a block's file.
+// What is held is not evicted.
+type hold struct {
+	done      chan struct{} // closed when it is over
+	forgotten bool          // the block was deleted meanwhile; guarded by Disk.mu
 }
 
 // OpenDisk opens the folder, with what it has from earlier. Close gives it up.
@@ -128,9 +145,10 @@ func newDisk(next store.Store, cfg DiskConfig, f files) (*Disk, error) {
 	return &Disk{
 		cfg: cfg, next: next, files: f,
 		flights: newFlights(maxFlights),
+		writing: make(chan struct{}, maxWriting), rescues: make(chan struct{}, maxRescues),
 		health:  health{patience: patience},
 		scanned: make(chan struct{}), closing: make(chan struct{}),
-		index: make(map[store.Key]*entry), busy: make(map[store.Key]struct{}), fifo: newFIFO(),
+		index: make(map[store.Key]*entry), busy: make(map[store.Key]*hold), fifo: newFIFO(),
 		limits: limits{quota: cfg.Quota.limit(0, total, free)},
 	}, nil
 }
@@ -164,6 +182,11 @@ func (d *Disk) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.Bytes, s.Blocks, s.Limit = d.used, int64(len(d.index)), d.limits.now(time.Now())
+	l := &d.fifo.lists[dirty]
+	s.DirtyBytes, s.DirtyBlocks = l.bytes, int64(l.len)
+	if l.front != nil {
+		s.OldestDirty = time.Unix(l.front.stamped, 0)
+	}
 	return s
 }
 
@@ -174,49 +197,63 @@ func (d *Disk) InUse() bool { return !d.health.down.Load() }
 // Get implements [store.Store].
 func (d *Disk) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
 	whole := off == 0 && (n < 0 || n >= seal.MaxSealed)
-	part, _, ok := d.copyOf(ctx, key, whole, true, func(src source) (data, _ []byte, err error) {
+	part, _, held := d.copyOf(ctx, key, whole, true, func(src source) (data, _ []byte, err error) {
 		data, err = src(off, n)
 		return data, nil, err
 	})
-	if ok {
-		d.count.hit(len(part))
+	if held == nil {
+		d.count.hit(store.IsLocal(ctx), len(part))
 		return part, nil
 	}
-	data, fetched, err := d.miss(ctx, key, whole || d.cfg.Whole && n != 0)
-	if err != nil {
+	data, fetched, err := d.miss(ctx, key, whole || d.cfg.Whole && n != 0, held)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if fetched {
+	case fetched:
 		return store.Clip(data, off, n), nil
 	}
 	d.count.ranges.Add(1)
-	return d.next.Get(ctx, key, off, n)
+	data, err = d.next.Get(ctx, key, off, n)
+	return data, absent(err, held)
 }
 
 // GetFrames implements [store.FrameGetter].
 func (d *Disk) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
 	split := func(src source) (head, frames []byte, err error) { return frameRange(src, key, off, n) }
 	// The frames are checked by themselves; there is no need to verify the block.
-	head, frames, ok := d.copyOf(ctx, key, false, false, split)
-	if ok {
-		d.count.hit(len(head) + len(frames))
+	head, frames, held := d.copyOf(ctx, key, false, false, split)
+	if held == nil {
+		d.count.hit(store.IsLocal(ctx), len(head)+len(frames))
 		return head, frames, nil
 	}
-	data, fetched, err := d.miss(ctx, key, d.cfg.Whole)
-	if err != nil {
+	data, fetched, err := d.miss(ctx, key, d.cfg.Whole, held)
+	switch {
+	case err != nil:
 		return nil, nil, err
-	}
-	if fetched {
+	case fetched:
 		return split(inMemory(data))
 	}
 	d.count.ranges.Add(1)
-	return store.GetFrames(ctx, d.next, key, off, n)
+	head, frames, err = store.GetFrames(ctx, d.next, key, off, n)
+	return head, frames, absent(err, held)
+}
+
+// absent returns err, the error of the store below, unless that says that there
+// is no such block and held, the error from here, knows better.
+func absent(err, held error) error {
+	if errors.Is(err, store.ErrNotExist) && !errors.Is(held, errNotHeld) {
+		return held
+	}
+	return err
 }
 
 // Put implements [store.Store].
 func (d *Disk) Put(ctx context.Context, key store.Key, data []byte) error {
 	if err := d.next.Put(ctx, key, data); err != nil {
 		return err
+	}
+	if d.IsDirty(key) {
+		d.Clean(key)
 	}
 	if d.usable() && d.filling.Load()+int64(len(data)) <= maxFilling {
 		d.flights.land(flightKey{key: key}, bytes.Clone(data), func(f *flight) { d.fill(key, f) })
@@ -244,13 +281,23 @@ func (d *Disk) DeleteAll(ctx context.Context, keys []store.Key) error {
 
 func (d *Disk) forget(key store.Key) {
 	d.flights.forget(key)
+	d.mu.Lock()
+	if h := d.busy[key]; h != nil {
+		h.forgotten = true
+	}
+	d.mu.Unlock()
 	if e, _ := d.find(context.Background(), key); e != nil {
 		d.drop(e)
 	}
 }
 
-// miss returns the whole block, if it is to be fetched or is being fetched.
-func (d *Disk) miss(ctx context.Context, key store.Key, whole bool) (data []byte, fetched bool, err error) {
+// miss returns the whole block, if it is to be fetched or is being fetched. held
+// says why the block was not read here.
+func (d *Disk) miss(ctx context.Context, key store.Key, whole bool, held error) (data []byte, fetched bool, err error) {
+	if store.IsLocal(ctx) {
+		d.count.localMisses.Add(1)
+		return nil, false, held
+	}
 	d.count.misses.Add(1)
 	k := flightKey{key, store.MustVerify(ctx)}
 	joined := true
@@ -263,18 +310,18 @@ func (d *Disk) miss(ctx context.Context, key store.Key, whole bool) (data []byte
 	if fetched && joined {
 		d.count.joined.Add(1)
 	}
-	return data, fetched, err
+	return data, fetched, absent(err, held)
 }
 
 // fetcher returns the flight that brings a block here.
 func (d *Disk) fetcher(key store.Key) func(context.Context, *flight) ([]byte, error) {
 	return func(ctx context.Context, _ *flight) ([]byte, error) {
 		// It may have come while this one was getting ready.
-		data, _, ok := d.copyOf(ctx, key, true, true, func(src source) (data, _ []byte, err error) {
+		data, _, held := d.copyOf(ctx, key, true, true, func(src source) (data, _ []byte, err error) {
 			data, err = src(0, -1)
 			return data, nil, err
 		})
-		if ok {
+		if held == nil {
 			return data, nil
 		}
 		data, err := d.next.Get(ctx, key, 0, -1)
@@ -326,27 +373,36 @@ func (d *Disk) scanDone() bool {
 // keep makes room for a block and writes it. It reports whether the block is on
 // the disk, or was deleted meanwhile.
 func (d *Disk) keep(key store.Key, f *flight) bool {
-	e := &entry{key: key, size: int64(len(f.data)), verified: true, used: now()}
-	e.stamped = e.used
-	have, mine := d.claim(key)
-	if !mine {
+	have, h := d.claim(key)
+	if h == nil {
 		return have
 	}
-	defer d.unclaim(key)
+	defer d.release(key, h)
+	e := newEntry(key, f.data)
 	if !d.reserve(charge(e.size)) {
 		return false
 	}
-	err := d.files.write(fileName(key), f.data)
-	if d.settle(e, f, err) {
+	err := d.files.write(e.name(), f.data)
+	if d.settle(e, f, h, err) {
 		return err == nil
 	}
-	d.unlink(e)
+	d.unlink(e, h)
 	return true
 }
 
+// newEntry returns the entry of a block that is being written.
+func newEntry(key store.Key, data []byte) *entry {
+	t := now()
+	return &entry{key: key, size: int64(len(data)), verified: true, crc: checksum(data), used: t, stamped: t}
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
 // settle indexes an entry after its file was written. It reports false if the
 // block was deleted meanwhile.
-func (d *Disk) settle(e *entry, f *flight, err error) bool {
+func (d *Disk) settle(e *entry, f *flight, h *hold, err error) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
@@ -354,7 +410,7 @@ func (d *Disk) settle(e *entry, f *flight, err error) bool {
 		d.hurt("write", err)
 		return true
 	}
-	if f.forgotten.Load() {
+	if f.forgotten.Load() || h.forgotten {
 		e.bad = true
 		return false
 	}
@@ -363,42 +419,49 @@ func (d *Disk) settle(e *entry, f *flight, err error) bool {
 	return true
 }
 
-// claim makes the caller the only one to write or remove the block's file, until
-// unclaim, unless it is there already or somebody else is. A bad file that is
-// still there is removed.
-func (d *Disk) claim(key store.Key) (have, mine bool) {
+// claim returns a hold of the block's file, which the caller ends with release,
+// unless it is there already or somebody else holds it. A bad file that is still
+// there is removed.
+func (d *Disk) claim(key store.Key) (have bool, h *hold) {
 	d.mu.Lock()
 	e := d.index[key]
-	_, taken := d.busy[key]
-	switch {
-	case e != nil && e.bad:
-		d.leave(e)
+	if d.busy[key] != nil || e != nil && !e.bad {
 		d.mu.Unlock()
-		return false, d.unlink(e) && d.reclaim(key)
-	case e == nil && !taken:
-		d.busy[key] = struct{}{}
-		mine = true
+		return e != nil, nil
 	}
+	if e == nil {
+		h = d.hold(key)
+		d.mu.Unlock()
+		return false, h
+	}
+	h = d.leave(e)
 	d.mu.Unlock()
-	return e != nil, mine
-}
-
-// reclaim is claim for a block whose file was just removed.
-func (d *Disk) reclaim(key store.Key) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	_, taken := d.busy[key]
-	if taken || d.index[key] != nil {
-		return false
+	if !d.unlink(e, h) {
+		return false, nil
 	}
-	d.busy[key] = struct{}{}
-	return true
+	return false, h
 }
 
-func (d *Disk) unclaim(key store.Key) {
+// hold makes a hold. d.mu must be held.
+func (d *Disk) hold(key store.Key) *hold {
+	h := &hold{done: make(chan struct{})}
+	d.busy[key] = h
+	return h
+}
+
+// release ends a hold, if it has not ended.
+func (d *Disk) release(key store.Key, h *hold) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.busy, key)
+	d.end(key, h)
+}
+
+// end is release with d.mu held.
+func (d *Disk) end(key store.Key, h *hold) {
+	if d.busy[key] == h {
+		delete(d.busy, key)
+		close(h.done)
+	}
 }
 
 // reserve takes bytes from the quota, after evicting what is needed for that. It
@@ -412,13 +475,18 @@ func (d *Disk) reserve(bytes int64) bool {
 			d.mu.Unlock()
 			return true
 		}
+		if bytes > 0 && d.used-d.fifo.evictable()+bytes > limit {
+			d.mu.Unlock()
+			return false // all room is promised to files being written, or has dirty blocks
+		}
 		e := d.fifo.evict()
+		var h *hold
 		if e != nil {
-			d.leave(e)
+			h = d.leave(e)
 		}
 		d.mu.Unlock()
-		if e == nil || !d.unlink(e) {
-			return false // all room is promised to files being written, or the disk fails
+		if e == nil || !d.expel(e, h) {
+			return false // there is nothing more to evict, or the disk fails
 		}
 		d.count.evictions.Add(1)
 	}
@@ -428,20 +496,27 @@ func (d *Disk) reserve(bytes int64) bool {
 // trim evicts what exceeds the quota, which may have become smaller.
 func (d *Disk) trim() { d.reserve(0) }
 
-// leave takes e off the index, for unlink. d.mu must be held.
-func (d *Disk) leave(e *entry) {
+// leave takes e off the index, and returns a hold for its file to be removed.
+// d.mu must be held.
+func (d *Disk) leave(e *entry) *hold {
 	delete(d.index, e.key)
 	d.fifo.remove(e)
-	d.busy[e.key] = struct{}{}
+	return d.hold(e.key)
+}
+
+// expel removes the file of an entry that has left, and ends the hold.
+func (d *Disk) expel(e *entry, h *hold) bool {
+	ok := d.unlink(e, h)
+	d.release(e.key, h)
+	return ok
 }
 
 // unlink removes the file of an entry that has left, and gives its bytes back to
-// the quota. An entry whose file cannot be removed returns.
-func (d *Disk) unlink(e *entry) bool {
-	err := d.files.remove(fileName(e.key))
+// the quota. An entry whose file cannot be removed returns, and the hold ends.
+func (d *Disk) unlink(e *entry, h *hold) bool {
+	err := d.files.remove(e.name())
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.busy, e.key)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		d.used -= charge(e.size)
 		return true
@@ -449,6 +524,7 @@ func (d *Disk) unlink(e *entry) bool {
 	d.hurt("remove", err)
 	d.index[e.key] = e
 	d.fifo.push(main, e)
+	d.end(e.key, h)
 	return false
 }
 
@@ -461,13 +537,20 @@ func (d *Disk) drop(e *entry) {
 		return
 	}
 	e.bad = true
-	if !d.usable() {
+	if h := d.busy[e.key]; h != nil {
+		h.forgotten = true // who holds it removes it
 		d.mu.Unlock()
 		return
 	}
-	d.leave(e)
+	if !d.usable() {
+		d.fifo.remove(e)
+		d.fifo.push(main, e)
+		d.mu.Unlock()
+		return
+	}
+	h := d.leave(e)
 	d.mu.Unlock()
-	d.guard(context.Background(), func() { d.unlink(e) })
+	d.guard(context.Background(), func() { d.expel(e, h) })
 }
 
 // find returns the block's entry if there is one that may be read, and whether
@@ -489,23 +572,25 @@ func (d *Disk) indexed(key store.Key) (e *entry, verified bool) {
 	return e, e.verified
 }
 
-// use notes that a copy was used, and that it was found good.
-func (d *Disk) use(e *entry, verified bool) {
+// use notes that a copy was used, and that it was found good, with this checksum.
+func (d *Disk) use(e *entry, verified bool, crc uint32) {
 	d.mu.Lock()
-	e.verified = e.verified || verified
+	if verified {
+		e.verified, e.crc = true, crc
+	}
 	t := now()
 	if t-e.used >= oneReading {
 		d.fifo.use(e)
 		e.used = t
 	}
-	stamp := t-e.stamped >= restamp
+	stamp := t-e.stamped >= restamp && !e.inDirty // whose time says since when it is dirty
 	if stamp {
 		e.stamped = t
 	}
 	d.mu.Unlock()
 	if stamp {
 		// If it fails, only the order of eviction after a restart suffers.
-		d.guard(context.Background(), func() { _ = d.files.touch(fileName(e.key)) })
+		d.guard(context.Background(), func() { _ = d.files.touch(cleanFile(e.key)) })
 	}
 }
 

@@ -189,7 +189,7 @@ func TestDamagedFilesAreFetchedAgain(t *testing.T) {
 						closeDisk(t, d)
 					}
 					for i := range blocks {
-						name := filepath.Join(cfg.Dir, cleanName, fileName(storetest.Key(i)))
+						name := filepath.Join(cfg.Dir, cleanFile(storetest.Key(i)))
 						if damage == nil {
 							spoil(t, name, blocks[(i+1)%n])
 						} else {
@@ -276,7 +276,7 @@ func TestAPartIsBelievedOnlyFromAGoodFile(t *testing.T) {
 	closeDisk(t, d)
 	bad := bytes.Clone(blocks[0])
 	bad[1000] ^= 1
-	spoil(t, filepath.Join(cfg.Dir, cleanName, fileName(storetest.Key(0))), bad)
+	spoil(t, filepath.Join(cfg.Dir, cleanFile(storetest.Key(0))), bad)
 	d = openDisk(t, next, cfg)
 	wantBlock(t, d, 0, blocks[0], 990, 20)
 	next.reached(t, 2, 0)
@@ -386,7 +386,7 @@ func TestASmallerQuotaIsKeptFromTheStart(t *testing.T) {
 		wantBlock(t, d, i, blocks[i], 0, -1)
 		d.idle()
 		old := time.Now().Add(time.Duration(i-100) * time.Hour) // used in this order
-		if err := os.Chtimes(filepath.Join(cfg.Dir, cleanName, fileName(storetest.Key(i))), old, old); err != nil {
+		if err := os.Chtimes(filepath.Join(cfg.Dir, cleanFile(storetest.Key(i))), old, old); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -523,7 +523,7 @@ func TestAFailingDiskIsTakenOutOfUseAndComesBack(t *testing.T) {
 				}
 				synctest.Wait()
 				f.setFail(func(op, _ string) error {
-					if op == tc.op || op == "write" {
+					if op == tc.op || op == "write" || op == "stage" {
 						return tc.errno
 					}
 					return nil
@@ -615,7 +615,7 @@ func TestOneBadSectorCostsOneBlock(t *testing.T) {
 			get(t, d, i, 5000, 0, -1)
 		}
 		synctest.Wait()
-		bad := fileName(storetest.Key(3))
+		bad := cleanFile(storetest.Key(3))
 		f.setFail(func(op, name string) error {
 			if op == "read" && name == bad {
 				return syscall.EIO
@@ -642,7 +642,7 @@ func TestABadFileThatStaysIsReplaced(t *testing.T) {
 		d := openFake(t, next, f, DiskConfig{Whole: true})
 		get(t, d, 0, 5000, 0, -1)
 		synctest.Wait()
-		f.m[fileName(storetest.Key(0))] = make([]byte, 4999)
+		f.spoil(cleanFile(storetest.Key(0)), make([]byte, 4999))
 		f.setFail(func(op, _ string) error {
 			if op == "remove" {
 				return syscall.EIO
@@ -780,16 +780,25 @@ func TestBadSettingsAreRefused(t *testing.T) {
 // program.
 func TestFileNames(t *testing.T) {
 	key := store.Key{Volume: store.Volume{0xf1, 0xe8, 15: 1}, Ino: 42, Index: 7, Gen: store.Gen{Session: 3, Seq: 0xabc}}
-	const want = "ea/f1e80000-0000-0000-0000-000000000001_8108_2a_7_3-abc"
-	if got := fileName(key); got != want {
-		t.Errorf("the file is %s, want %s", got, want)
-	}
-	dir, name, _ := strings.Cut(want, "/")
-	if got, ok := parseName(dir, name); !ok || got != key {
-		t.Errorf("%s parses as %v, %v", want, got, ok)
-	}
-	if _, ok := parseName("00", name); ok {
-		t.Error("a name in another folder is accepted")
+	const name = "f1e80000-0000-0000-0000-000000000001_8108_2a_7_3-abc"
+	for _, tc := range []struct {
+		dir  string
+		file func(store.Key) string
+	}{
+		{"clean/ea", cleanFile},
+		{"dirty", dirtyFile},
+		{"damaged", damagedFile},
+	} {
+		want := tc.dir + "/" + name
+		if got := tc.file(key); got != want {
+			t.Errorf("the file is %s, want %s", got, want)
+		}
+		if got, ok := parseName(tc.dir, name, tc.file); !ok || got != key {
+			t.Errorf("%s parses as %v, %v", want, got, ok)
+		}
+		if _, ok := parseName("clean/00", name, tc.file); ok {
+			t.Error("a name in another folder is accepted")
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ const (
 	nowhere queue = iota
 	small
 	main
+	dirty // in order of arrival; nothing is evicted from it
 )
 
 // An entry is what the index knows of a block on disk. Its fields are guarded by
@@ -31,11 +32,21 @@ type entry struct {
 
 	queue      queue
 	freq       uint8
-	verified   bool  // the file was found good since the cache was opened
-	bad        bool  // the file could not be removed, though it should: not to be read
-	used       int64 // seconds: arrival, or the last use that counted
-	stamped    int64 // seconds: the time of the file
+	verified   bool   // the file was found good since the cache was opened
+	bad        bool   // the file could not be removed, though it should: not to be read
+	inDirty    bool   // the file is in the dirty folder; it may be for a while after the block is dirty no more
+	crc        uint32 // CRC-32C of the file, if verified
+	used       int64  // seconds: arrival, or the last use that counted
+	stamped    int64  // seconds: the time of the file
 	prev, next *entry
+}
+
+// name returns where the file is.
+func (e *entry) name() string {
+	if e.inDirty {
+		return dirtyFile(e.key)
+	}
+	return cleanFile(e.key)
 }
 
 // charge is what an entry takes from the quota: its file in whole pages, and
@@ -48,7 +59,7 @@ func charge(size int64) int64 { return (size+4095)&^4095 + 512 }
 // The end of the main queue gets another round for each use. A scan, however
 // long, passes through the small queue.
 type fifo struct {
-	lists    [3]entryList // by queue
+	lists    [4]entryList // by queue
 	seed     maphash.Seed
 	now, old map[uint64]struct{} // ghosts, of two generations
 }
@@ -138,6 +149,9 @@ func (f *fifo) evict() *entry {
 		}
 	}
 }
+
+// evictable returns the bytes of the entries that evict can take off.
+func (f *fifo) evictable() int64 { return f.lists[small].bytes + f.lists[main].bytes }
 
 // remember makes a ghost of an evicted entry. As many are remembered as there
 // are entries in the main queue, at most twice that.

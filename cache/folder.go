@@ -19,26 +19,41 @@ import (
 //
 //	lock                held while the folder is in use
 //	tmp/                files being written; emptied at start
-//	clean/{2 hex}/      copies of blocks that are in the store below; named as
-//	                    in a bucket, with _ for /; the digits are the low byte
-//	                    of the key's hash
+//	clean/{2 hex}/      copies of blocks that can be had elsewhere; named as in a
+//	                    bucket, with _ for /; the digits are the low byte of the
+//	                    key's hash
+//	dirty/              blocks that were acknowledged and that the store below is
+//	                    not known to have; named likewise. It is one folder, so
+//	                    that one sync makes all the names durable that were added
+//	                    before. A file has its name only after its bytes are
+//	                    durable
+//	damaged/            what was in dirty/ and failed its checksum; for an operator
+//	                    to look at, and to remove
 //
 // Other names beside them are left alone.
 const (
-	lockName  = "lock"
-	tmpName   = "tmp"
-	cleanName = "clean"
-	fanout    = 256
+	lockName    = "lock"
+	tmpName     = "tmp"
+	cleanName   = "clean"
+	dirtyName   = "dirty"
+	damagedName = "damaged"
+	fanout      = 256
 )
 
-// fileName returns where a block is below the clean folder.
-func fileName(key store.Key) string {
+// cleanFile returns where a copy of a block is in the folder.
+func cleanFile(key store.Key) string {
 	const digits = "0123456789abcdef"
 	spread := byte(key.Hash())
-	name := key.String()
-	b := make([]byte, 0, 3+len(name))
-	b = append(b, digits[spread>>4], digits[spread&15], '/')
-	for _, c := range []byte(name) {
+	return appendName([]byte{'c', 'l', 'e', 'a', 'n', '/', digits[spread>>4], digits[spread&15], '/'}, key)
+}
+
+// dirtyFile returns where a dirty block is in the folder.
+func dirtyFile(key store.Key) string { return appendName([]byte(dirtyName+"/"), key) }
+
+func damagedFile(key store.Key) string { return appendName([]byte(damagedName+"/"), key) }
+
+func appendName(b []byte, key store.Key) string {
+	for _, c := range []byte(key.String()) {
 		if c == '/' {
 			c = '_'
 		}
@@ -47,21 +62,32 @@ func fileName(key store.Key) string {
 	return string(b)
 }
 
-// parseName returns the key of the block that is at dir/name below the clean
-// folder.
-func parseName(dir, name string) (store.Key, bool) {
+// parseName returns the key of the block whose file is dir/name, as file names
+// it.
+func parseName(dir, name string, file func(store.Key) string) (store.Key, bool) {
 	key, err := store.ParseKey(strings.ReplaceAll(name, "_", "/"))
-	return key, err == nil && fileName(key) == dir+"/"+name
+	return key, err == nil && file(key) == dir+"/"+name
 }
 
-// files are the blocks' files, by name below the clean folder. Tests put one
-// that fails in place of the real one.
+// files are what is in the folder, by name. Tests put one that fails in place of
+// the real one.
 type files interface {
 	open(name string) (file, error)
-	// write makes a file of these bytes appear under its name, at once.
+	// write makes a file of these bytes appear under its name, at once. It
+	// does not sync: after a crash of the machine the file may have any
+	// content, which verification finds out.
 	write(name string, data []byte) error
+	// stage makes a file of these bytes, which are durable when it returns,
+	// and returns a name of its own for it.
+	stage(data []byte) (name string, err error)
+	// rename gives a file another name. A crash of the machine may undo it
+	// until a syncDir of the new name's folder.
+	rename(from, to string) error
+	// syncDir makes all names durable that the folder has.
+	syncDir(dir string) error
 	remove(name string) error
-	stat(name string) (size int64, err error)
+	// stat returns the size, and the time in seconds.
+	stat(name string) (size, stamped int64, err error)
 	list(dir string) ([]fs.DirEntry, error)
 	// touch sets the time of the last use to now.
 	touch(name string) error
@@ -86,8 +112,8 @@ type folder struct {
 // openFolder makes the folder if it is not there, takes it for this process, and
 // removes what an earlier one did not finish.
 func openFolder(root string) (*folder, error) {
-	for _, name := range []string{cleanName, tmpName} {
-		if err := os.MkdirAll(filepath.Join(root, name), 0o700); err != nil {
+	for _, name := range []string{cleanName, dirtyName, tmpName} {
+		if err := makeFolder(filepath.Join(root, name)); err != nil {
 			return nil, err
 		}
 	}
@@ -103,11 +129,37 @@ func openFolder(root string) (*folder, error) {
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
 	f := &folder{root: root, lock: lock}
-	if err := f.clearTmp(); err != nil {
+	// An earlier process may have ended before it synced what it made.
+	if err := errors.Join(f.clearTmp(), syncFolder(root)); err != nil {
 		lock.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// makeFolder is [os.MkdirAll], and makes what it makes durable.
+func makeFolder(name string) error {
+	err := os.Mkdir(name, 0o700)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := makeFolder(filepath.Dir(name)); err != nil {
+			return err
+		}
+		return makeFolder(name)
+	case errors.Is(err, fs.ErrExist):
+		return os.MkdirAll(name, 0o700) // complains if it is a file
+	case err != nil:
+		return err
+	}
+	return syncFolder(filepath.Dir(name))
+}
+
+func syncFolder(name string) error {
+	dir, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (f *folder) clearTmp() error {
@@ -121,7 +173,7 @@ func (f *folder) clearTmp() error {
 // Close gives the folder up to other processes.
 func (f *folder) Close() error { return f.lock.Close() }
 
-func (f *folder) path(name string) string { return filepath.Join(f.root, cleanName, name) }
+func (f *folder) path(name string) string { return filepath.Join(f.root, name) }
 
 func (f *folder) open(name string) (file, error) {
 	name = f.path(name)
@@ -167,44 +219,71 @@ func (d descriptor) size() (int64, error) {
 
 func (d descriptor) close() error { return os.NewSyscallError("close", syscall.Close(int(d))) }
 
-// write does not sync: after a crash of the machine the file may have any
-// content, which verification finds out.
 func (f *folder) write(name string, data []byte) error {
-	tmp, err := f.temp()
+	tmp, err := f.temp(data, false)
 	if err != nil {
 		return err
 	}
-	_, err = tmp.Write(data)
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = move(tmp.Name(), f.path(name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
-	}
-	return nil
+	mkdir := func(dir string) error { return os.MkdirAll(dir, 0o700) }
+	return removeIf(move(tmp, f.path(name), mkdir), tmp)
 }
 
-// temp makes a file to write to; its folder too, should an operator have emptied
+func (f *folder) stage(data []byte) (string, error) {
+	tmp, err := f.temp(data, true)
+	if err != nil {
+		return "", err
+	}
+	return tmpName + "/" + filepath.Base(tmp), nil
+}
+
+func (f *folder) rename(from, to string) error {
+	return move(f.path(from), f.path(to), makeFolder)
+}
+
+func (f *folder) syncDir(dir string) error { return syncFolder(f.path(dir)) }
+
+// temp makes a file of these bytes and returns its path.
+func (f *folder) temp(data []byte, durable bool) (string, error) {
+	tmp, err := f.create()
+	if err != nil {
+		return "", err
+	}
+	if _, err = tmp.Write(data); err == nil && durable {
+		// The size of a file is among what fdatasync makes durable.
+		err = os.NewSyscallError("fdatasync", syscall.Fdatasync(int(tmp.Fd())))
+	}
+	return tmp.Name(), removeIf(errors.Join(err, tmp.Close()), tmp.Name())
+}
+
+// removeIf removes a file if there was an error, and returns that.
+func removeIf(err error, path string) error {
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, os.Remove(path))
+}
+
+// create makes a file to write to; its folder too, should an operator have emptied
 // the cache by hand.
-func (f *folder) temp() (*os.File, error) {
-	dir := filepath.Join(f.root, tmpName)
+func (f *folder) create() (*os.File, error) {
+	dir := f.path(tmpName)
 	tmp, err := os.CreateTemp(dir, "fill-*")
 	if !errors.Is(err, fs.ErrNotExist) {
 		return tmp, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeFolder(dir); err != nil {
 		return nil, err
 	}
 	return os.CreateTemp(dir, "fill-*")
 }
 
-// move renames a file into a folder that may not be there yet.
-func move(from, to string) error {
+// move renames a file into a folder, which it has mkdir make if it is not there.
+func move(from, to string, mkdir func(string) error) error {
 	err := os.Rename(from, to)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+	if err := mkdir(filepath.Dir(to)); err != nil {
 		return err
 	}
 	return os.Rename(from, to)
@@ -212,12 +291,12 @@ func move(from, to string) error {
 
 func (f *folder) remove(name string) error { return os.Remove(f.path(name)) }
 
-func (f *folder) stat(name string) (int64, error) {
+func (f *folder) stat(name string) (size, stamped int64, err error) {
 	info, err := os.Lstat(f.path(name))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return info.Size(), nil
+	return info.Size(), info.ModTime().Unix(), nil
 }
 
 func (f *folder) list(dir string) ([]fs.DirEntry, error) {

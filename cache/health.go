@@ -34,7 +34,7 @@ var errHung = errors.New("the disk does not answer")
 
 // probeName is a file that is written to see whether the disk works again. No
 // block has such a name.
-const probeName = "00/probe"
+const probeName = cleanName + "/00/probe"
 
 // health is the state of the disk.
 type health struct {
@@ -237,5 +237,20 @@ func (d *Disk) probe() error {
 	if !bytes.Equal(got, want) {
 		return errors.New("what was written is not what is read")
 	}
-	return d.files.remove(probeName)
+	if err := d.files.remove(probeName); err != nil {
+		return err
+	}
+	return d.probeSync()
+}
+
+// probeSync writes a file as dirty blocks are written.
+func (d *Disk) probeSync() error {
+	name, err := d.files.stage([]byte("can it sync?"))
+	if err != nil {
+		return err
+	}
+	if err := d.files.remove(name); err != nil {
+		return err
+	}
+	return d.synced.do(d.syncDirty)
 }

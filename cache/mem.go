@@ -159,8 +159,11 @@ func (m *Mem) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, err
 		m.drop(key)
 	} else if b := m.lookup(key); b != nil {
 		part := store.Clip(b.data, off, n)
-		m.count.hit(len(part))
+		m.count.hit(store.IsLocal(ctx), len(part))
 		return part, nil
+	}
+	if store.IsLocal(ctx) {
+		return m.local(ctx, key, off, n)
 	}
 	m.count.misses.Add(1)
 	if n < 0 || n >= bulk || m.second(key, n) {
@@ -171,6 +174,15 @@ func (m *Mem) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, err
 		return m.joined(data, true, err, off, n)
 	}
 	return m.pass(ctx, key, off, n)
+}
+
+// local asks the next store only if it is a cache too.
+func (m *Mem) local(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	m.count.localMisses.Add(1)
+	if _, ok := m.next.(keeper); !ok {
+		return nil, notHeld(key)
+	}
+	return m.next.Get(ctx, key, off, n)
 }
 
 func (m *Mem) joined(data []byte, joined bool, err error, off, n int64) ([]byte, error) {

@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -14,40 +16,92 @@ import (
 // scan completes the index with the files that are there, without reading them.
 // It reports false if the Disk was closed meanwhile.
 func (d *Disk) scan() bool {
+	if !d.scanDirty() {
+		return false
+	}
 	var found []*entry
 	for i := range fanout {
-		dir := fmt.Sprintf("%02x", i)
-		for {
-			entries, err := d.files.list(dir)
-			if err == nil {
-				found = d.enter(dir, entries, found)
-				break
-			}
-			// Files that nobody counts would break the quota: no way round.
-			d.mu.Lock()
-			d.hurt("list", err)
-			d.mu.Unlock()
-			if !d.sleep(minPause) {
-				return false
-			}
-		}
-		select {
-		case <-d.closing:
+		dir := fmt.Sprintf("%s/%02x", cleanName, i)
+		entries, ok := d.list(dir)
+		if !ok {
 			return false
-		default:
 		}
+		found = d.enter(dir, entries, cleanFile, found)
 	}
 	// What was used last is evicted last.
-	slices.SortFunc(found, func(a, b *entry) int { return int(a.stamped - b.stamped) })
+	byTime(found)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, e := range found {
-		if d.index[e.key] == e && e.queue == nowhere {
+		if d.index[e.key] == e && e.queue == nowhere && !e.inDirty {
 			d.fifo.push(main, e)
 		}
 	}
 	d.limits.at = time.Time{} // it depends on what is used
 	return true
+}
+
+// scanDirty is scan for dirty blocks. What is damaged only takes room.
+func (d *Disk) scanDirty() bool {
+	damaged, ok := d.list(damagedName)
+	if !ok {
+		return false
+	}
+	d.countDamaged(damaged)
+	entries, ok := d.list(dirtyName)
+	if !ok {
+		return false
+	}
+	found := d.enter(dirtyName, entries, dirtyFile, nil)
+	byTime(found)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, e := range found {
+		if d.index[e.key] == e && e.inDirty && !e.bad && (e.queue == nowhere || e.queue == dirty) {
+			d.fifo.remove(e) // if it is there already, out of order
+			d.fifo.push(dirty, e)
+		}
+	}
+	if l := &d.fifo.lists[dirty]; l.len > 0 {
+		d.cfg.Log.Info("blocks of an earlier run wait to be uploaded", "folder", d.cfg.Dir, "blocks", l.len, "bytes", l.bytes)
+	}
+	return true
+}
+
+func byTime(found []*entry) {
+	slices.SortStableFunc(found, func(a, b *entry) int { return cmp.Compare(a.stamped, b.stamped) })
+}
+
+func (d *Disk) countDamaged(entries []fs.DirEntry) {
+	for _, file := range entries {
+		if info, err := file.Info(); err == nil {
+			d.mu.Lock()
+			d.used += charge(info.Size())
+			d.mu.Unlock()
+		}
+	}
+}
+
+// list returns what is in a folder. It reports false if the Disk was closed.
+func (d *Disk) list(dir string) (entries []fs.DirEntry, ok bool) {
+	for {
+		select {
+		case <-d.closing:
+			return nil, false
+		default:
+		}
+		entries, err := d.files.list(dir)
+		if err == nil {
+			return entries, true
+		}
+		// Files that nobody counts would break the quota: no way round.
+		d.mu.Lock()
+		d.hurt("list", err)
+		d.mu.Unlock()
+		if !d.sleep(minPause) {
+			return nil, false
+		}
+	}
 }
 
 func (d *Disk) sleep(pause time.Duration) bool {
@@ -59,10 +113,11 @@ func (d *Disk) sleep(pause time.Duration) bool {
 	}
 }
 
-// enter indexes the files of one folder and appends their entries to found.
-func (d *Disk) enter(dir string, entries []fs.DirEntry, found []*entry) []*entry {
+// enter indexes the files of one folder, which are named by name, and appends
+// their entries to found.
+func (d *Disk) enter(dir string, entries []fs.DirEntry, name func(store.Key) string, found []*entry) []*entry {
 	for _, file := range entries {
-		key, ok := parseName(dir, file.Name())
+		key, ok := parseName(dir, file.Name(), name)
 		if !ok || !file.Type().IsRegular() {
 			d.stranger(dir + "/" + file.Name())
 			continue
@@ -71,15 +126,31 @@ func (d *Disk) enter(dir string, entries []fs.DirEntry, found []*entry) []*entry
 		if err != nil {
 			continue // removed meanwhile
 		}
-		d.mu.Lock()
-		if e := d.index[key]; e == nil {
-			found = append(found, d.admit(key, info.Size(), info.ModTime().Unix()))
-		} else {
-			found = append(found, e) // adopted
+		if e := d.enterFile(key, info, dir == dirtyName); e != nil {
+			found = append(found, e)
 		}
-		d.mu.Unlock()
 	}
 	return found
+}
+
+// enterFile returns the entry of a file, which may have been adopted.
+func (d *Disk) enterFile(key store.Key, info fs.FileInfo, inDirty bool) *entry {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.index[key]
+	switch {
+	case d.busy[key] != nil:
+		return e
+	case e == nil:
+		return d.admit(key, info.Size(), info.ModTime().Unix(), inDirty)
+	case e.inDirty && !inDirty:
+		// A crash undid that this one was removed when the block became dirty.
+		if err := d.files.remove(cleanFile(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.hurt("remove", err)
+			d.used += charge(info.Size()) // until the next start
+		}
+	}
+	return e
 }
 
 // stranger says once that there are files which are not ours, and are not
@@ -94,8 +165,8 @@ func (d *Disk) stranger(name string) {
 }
 
 // admit indexes a file that was there. d.mu must be held.
-func (d *Disk) admit(key store.Key, size, stamped int64) *entry {
-	e := &entry{key: key, size: size, stamped: stamped, used: stamped, bad: size > seal.MaxSealed}
+func (d *Disk) admit(key store.Key, size, stamped int64, inDirty bool) *entry {
+	e := &entry{key: key, size: size, stamped: stamped, used: stamped, bad: size > seal.MaxSealed, inDirty: inDirty}
 	d.index[key] = e
 	d.used += charge(size)
 	return e
@@ -104,16 +175,25 @@ func (d *Disk) admit(key store.Key, size, stamped int64) *entry {
 // adopt indexes the block's file, if there is one, while the scan has not come
 // to it yet.
 func (d *Disk) adopt(ctx context.Context, key store.Key) {
-	var size int64
+	var size, stamped int64
+	var inDirty bool
 	var err error
-	if !d.guard(ctx, func() { size, err = d.files.stat(fileName(key)) }) || err != nil {
+	if !d.guard(ctx, func() {
+		size, stamped, err = d.files.stat(dirtyFile(key))
+		if inDirty = err == nil; !inDirty {
+			size, _, err = d.files.stat(cleanFile(key))
+			stamped = now() // it is being used
+		}
+	}) || err != nil {
 		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	_, leaving := d.busy[key]
-	if d.index[key] == nil && !leaving && !d.isScanned() {
-		d.admit(key, size, now())
+	if d.index[key] == nil && d.busy[key] == nil && !d.isScanned() {
+		e := d.admit(key, size, stamped, inDirty)
+		if inDirty && !e.bad {
+			d.fifo.push(dirty, e)
+		}
 	}
 }
 
