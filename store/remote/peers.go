@@ -70,7 +70,8 @@ const fewPeers = 16
 
 var (
 	errNoPeer      = errors.New("remote: there is no other member that can be used")
-	errRemoved     = errors.New("remote: this proxy is not a member of its group any more")
+	errAlone       = fmt.Errorf("remote: there is no other member: %w", errors.ErrUnsupported)
+	errRemoved     = fmt.Errorf("remote: this proxy is not a member of its group: %w", errors.ErrUnsupported)
 	errUnknownPeer = errors.New("remote: not a member of the group, nor one lately")
 )
 
@@ -93,7 +94,7 @@ type Peers struct {
 	fruitless atomic.Int64 // misses in a row that no peer could help with
 
 	mu  sync.Mutex
-	all map[memberKey]*peer // guarded by mu
+	all map[memberKey]*peer // nil before the first Update; guarded by mu
 }
 
 // A peer is another member, or one that was.
@@ -172,7 +173,6 @@ func NewPeers(cfg PeersConfig) *Peers {
 		wake:  make(chan struct{}, 1),
 		slots: make(chan struct{}, maxProbes),
 		start: time.Now(),
-		all:   make(map[memberKey]*peer),
 	}
 	p.made.Timing.setDefaults()
 	p.view.Store(newPeerView(GroupSettings{}, cfg.Self))
@@ -187,16 +187,12 @@ func (p *Peers) Update(s GroupSettings) {
 	defer p.mu.Unlock()
 	old := p.view.Load()
 	v := newPeerView(s, p.cfg.Self)
-	now := time.Now()
-	v.changed = s.ChangedAt
-	if v.changed.After(now) { // by admin's clock
+	v.changed = old.changed
+	switch now := time.Now(); {
+	case p.all != nil && !slices.Equal(old.settings.Members, s.Members):
 		v.changed = now
-	}
-	if old.settings.Members != nil {
-		v.changed = later(v.changed, old.changed)
-		if !slices.Equal(old.settings.Members, s.Members) {
-			v.changed = now
-		}
+	case !old.settings.ChangedAt.Equal(s.ChangedAt):
+		v.changed = later(old.changed, earlier(s.ChangedAt, now)) // admin's clock may be ahead
 	}
 	if v.changed.After(old.changed) {
 		p.fruitless.Store(0)
@@ -222,6 +218,13 @@ func later(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.After(b) {
+		return b
+	}
+	return a
 }
 
 // newPeerView returns the view of self on the group s, without the peers.
@@ -259,11 +262,15 @@ func (p *Peers) peer(key memberKey, all map[memberKey]*peer) *peer {
 
 // Copy has another member keep a durable copy of a block that this proxy will
 // upload, and returns its address: the highest-ranked one that can be used. An
-// error says that nobody is known to keep one.
+// error says that nobody is known to keep one; it wraps [errors.ErrUnsupported]
+// if there is no other member, or this proxy is none itself.
 func (p *Peers) Copy(ctx context.Context, key store.Key, data []byte) (peer string, err error) {
 	v := p.view.Load()
-	if !v.isMember {
+	switch {
+	case !v.isMember:
 		return "", errRemoved
+	case v.others.Len() == 0:
+		return "", errAlone
 	}
 	err = errNoPeer
 	tries := 0

@@ -221,7 +221,7 @@ func TestAMemberThatWasRemovedCopiesNothing(t *testing.T) {
 		s := plain(1, "p0:1")
 		s.Former = []Member{{Address: "self:1"}, {Address: "p1:1"}}
 		p.Update(s)
-		if _, _, err := copied(t, p, 0); !errors.Is(err, errRemoved) {
+		if _, _, err := copied(t, p, 0); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("copied: %v", err)
 		}
 		key := storetest.Key(0)
@@ -280,7 +280,7 @@ func TestStrangersAreNotAsked(t *testing.T) {
 func TestAProxyAloneHasNoPeers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		p := w.peers("self:1", plain(1, "self:1"))
-		if _, _, err := copied(t, p, 0); !errors.Is(err, errNoPeer) {
+		if _, _, err := copied(t, p, 0); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("copied: %v", err)
 		}
 	})
