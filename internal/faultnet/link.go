@@ -107,7 +107,8 @@ func (l *link) connect() bool {
 	return !l.rst
 }
 
-// A piece is bytes, and the end if that comes after them.
+// A piece is bytes, and the end if that comes after them. It is delivered when
+// it is due and all before it are.
 type piece struct {
 	due  time.Time
 	data []byte
@@ -132,15 +133,10 @@ func (l *link) carry(from int) {
 
 // read takes what one end sends.
 func (l *link) read(from int, queue chan<- piece) {
-	var last time.Time
 	buf := make([]byte, maxPiece)
 	for {
 		n, err := l.end(from).Read(buf)
 		p := piece{due: l.due(from), data: slices.Clone(buf[:n]), err: err}
-		if p.due.Before(last) {
-			p.due = last
-		}
-		last = p.due
 		select {
 		case queue <- p:
 		case <-l.ctx.Done():
@@ -230,8 +226,8 @@ func (l *link) deliver(from int, data []byte, cutAfter int64) bool {
 	if over := l.bytes.Add(int64(len(data))) - cutAfter; cutAfter > 0 && over >= 0 {
 		data, cut = data[:max(int64(len(data))-over, 0)], true
 	}
-	n, err := l.end(1 - from).Write(data)
-	l.n.bytes.Add(int64(n))
+	l.n.bytes.Add(int64(len(data)))
+	_, err := l.end(1 - from).Write(data)
 	return err == nil && !cut
 }
 
