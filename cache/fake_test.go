@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -144,6 +145,14 @@ func (f *fakeFiles) open(name string) (file, error) {
 		return nil, fs.ErrNotExist
 	}
 	return &fakeFile{bytes.NewReader(n.data), f, name}, nil
+}
+
+// openFile is only for real files.
+func (f *fakeFiles) openFile(name string) (*os.File, error) {
+	if err := f.try("open", name); err != nil {
+		return nil, err
+	}
+	return nil, fs.ErrNotExist
 }
 
 func (f *fakeFiles) write(name string, data []byte) error {

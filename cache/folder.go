@@ -73,6 +73,8 @@ func parseName(dir, name string, file func(store.Key) string) (store.Key, bool) 
 // the real one.
 type files interface {
 	open(name string) (file, error)
+	// openFile is open for those who want the descriptor.
+	openFile(name string) (*os.File, error)
 	// write makes a file of these bytes appear under its name, at once. It
 	// does not sync: after a crash of the machine the file may have any
 	// content, which verification finds out.
@@ -176,15 +178,31 @@ func (f *folder) Close() error { return f.lock.Close() }
 func (f *folder) path(name string) string { return filepath.Join(f.root, name) }
 
 func (f *folder) open(name string) (file, error) {
+	fd, err := openForReading(f.path(name))
+	if err != nil {
+		return nil, err
+	}
+	return descriptor(fd), nil
+}
+
+func (f *folder) openFile(name string) (*os.File, error) {
 	name = f.path(name)
+	fd, err := openForReading(name)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func openForReading(path string) (fd int, err error) {
 	for {
-		fd, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NOFOLLOW, 0)
+		fd, err = syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NOFOLLOW, 0)
 		switch err {
 		case nil:
-			return descriptor(fd), nil
+			return fd, nil
 		case syscall.EINTR:
 		default:
-			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+			return -1, &os.PathError{Op: "open", Path: path, Err: err}
 		}
 	}
 }
