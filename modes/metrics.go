@@ -90,8 +90,8 @@ func (e emit) cache(prefix string, s cache.Stats) {
 	e.gauge(prefix+"limit_bytes", "Bytes that are never exceeded.", float64(s.Limit))
 }
 
-// age returns how many seconds ago t was; 0 if t is zero.
-func age(t time.Time) float64 {
+// secondsSince returns how many seconds ago t was; 0 if t is zero.
+func secondsSince(t time.Time) float64 {
 	if t.IsZero() {
 		return 0
 	}
@@ -112,6 +112,43 @@ func (e emit) server(s remote.ServerStats) {
 	for method, h := range s.Took {
 		e.histogram(prefix+"request_seconds", "How long requests for blocks took.", h, "method", method)
 	}
+}
+
+// dirty tells of the blocks that a proxy has acknowledged before the bucket.
+func (e emit) dirty(s ProxyStats) {
+	const prefix = "flexfs_proxy_"
+	inUse := 0.0
+	if s.DiskOK {
+		inUse = 1
+	}
+	e.gauge(prefix+"disk_in_use", "Whether the disk of the cache works.", inUse)
+	e.gauge(prefix+"dirty_bytes", "Bytes of blocks that the bucket may lack.", float64(s.Disk.DirtyBytes))
+	e.gauge(prefix+"dirty_blocks", "Blocks that the bucket may lack.", float64(s.Disk.DirtyBlocks))
+	e.gauge(prefix+"dirty_age_seconds", "Age of the oldest block that the bucket may lack.", secondsSince(s.Disk.OldestDirty))
+	w := s.WriteBack
+	e.counter(prefix+"write_back_total", "Blocks acknowledged when two members had them.", w.Acknowledged)
+	e.counter(prefix+"write_back_bytes_total", "Bytes of them.", w.AcknowledgedBytes)
+	for cause, n := range map[string]int64{"asked": w.Asked, "alone": w.Alone, "no-room": w.NoRoom, "peer": w.Peer, "late": w.Late} {
+		e.counter(prefix+"write_through_total", "Blocks that were put into the bucket before they were acknowledged, by cause.", n, "cause", cause)
+	}
+	e.counter(prefix+"copies_total", "Blocks kept for other members.", w.Copies)
+	e.counter(prefix+"uploads_total", "Blocks uploaded in the background.", w.Uploads)
+	e.counter(prefix+"uploaded_bytes_total", "Bytes of them.", w.UploadedBytes)
+	e.counter(prefix+"upload_failures_total", "Uploads that the bucket did not take; they are repeated.", w.Failures)
+	e.counter(prefix+"takeovers_total", "Copies that became this proxy's to upload.", w.Takeovers)
+	e.counter(prefix+"lost_copies_total", "Blocks that could not be read here for their upload; the other copy counts.", w.Lost)
+	e.gauge(prefix+"upload_lag_seconds", "From the acknowledgement to the bucket, of the block uploaded last.", w.Lag.Seconds())
+}
+
+// peers tells of a proxy and the other members of its group.
+func (e emit) peers(s remote.PeerStats) {
+	const prefix = "flexfs_proxy_peer_"
+	e.counter(prefix+"asked_total", "Misses for which other members were asked.", s.Asked)
+	e.counter(prefix+"fills_total", "Of them those that another member had.", s.Filled)
+	e.counter(prefix+"fill_bytes_total", "Bytes of those.", s.FilledBytes)
+	e.counter(prefix+"late_total", "Questions that were not answered in time.", s.Late)
+	e.counter(prefix+"rejected_total", "Answers that were not the block.", s.Rejected)
+	e.counter(prefix+"copy_failures_total", "Requests to another member to keep a copy that failed.", s.CopyFailures)
 }
 
 // metrics tells what a mount did.

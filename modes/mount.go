@@ -164,13 +164,23 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 func groupsOf(s *admin.MountSettings) []remote.GroupSettings {
 	var groups []remote.GroupSettings
 	for _, g := range s.Groups {
-		group := remote.GroupSettings{ID: g.ID, Name: g.ProviderCode + "/" + g.RegionCode, NoSSL: g.NoSSL}
-		for _, member := range g.Members {
-			group.Members = append(group.Members, remote.Member{Address: member.Address, Pin: member.Pin})
-		}
-		groups = append(groups, group)
+		groups = append(groups, groupOf(g))
 	}
 	return groups
+}
+
+func groupOf(g admin.GroupSettings) remote.GroupSettings {
+	return remote.GroupSettings{
+		ID: g.ID, Name: g.ProviderCode + "/" + g.RegionCode, NoSSL: g.NoSSL,
+		Members: membersOf(g.Members), Former: membersOf(g.Former), ChangedAt: g.ChangedAt,
+	}
+}
+
+func membersOf(list []admin.Member) (members []remote.Member) {
+	for _, m := range list {
+		members = append(members, remote.Member{Address: m.Address, Pin: m.Pin})
+	}
+	return members
 }
 
 // connect opens the session with the metadata service.
@@ -249,7 +259,7 @@ func (m *Mount) apply(s admin.MountSettings) {
 }
 
 func sameGroup(a, b admin.GroupSettings) bool {
-	return a.ID == b.ID && a.NoSSL == b.NoSSL && a.ProviderCode == b.ProviderCode && a.RegionCode == b.RegionCode && slices.Equal(a.Members, b.Members)
+	return a.ID == b.ID && a.NoSSL == b.NoSSL && a.ProviderCode == b.ProviderCode && a.RegionCode == b.RegionCode && slices.Equal(a.Members, b.Members) && slices.Equal(a.Former, b.Former) && a.ChangedAt.Equal(b.ChangedAt)
 }
 
 // unmountPatience is how long programs that have files open may go on when the

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
@@ -17,6 +19,7 @@ import (
 	"flexfs/store"
 	"flexfs/store/remote"
 	"flexfs/store/seal"
+	"flexfs/store/writeback"
 )
 
 // Proxy is a server that keeps blocks of its group's volumes close to their
@@ -43,7 +46,13 @@ type Proxy struct {
 	mem     *cache.Mem
 	tickets ticketKeys
 	origins origins
+	group   atomic.Pointer[admin.GroupSettings]
+	volumes *servedVolumes
+	started time.Time
 
+	below    below            // the disk
+	peers    *remote.Peers    // the other members
+	blocks   *writeback.Store // all of it, as clients see it
 	requests remote.Stats
 }
 
@@ -88,7 +97,7 @@ func proxyCommand() *cli.Command {
 // Listen opens the cache and binds the address.
 func (p *Proxy) Listen() (err error) {
 	p.origins.log = p.Log
-	if p.disk, err = openDisk(&p.origins, p.DiskFolder, p.DiskQuota, true, p.Log); err != nil {
+	if p.disk, err = openDisk(&p.below, p.DiskFolder, p.DiskQuota, true, p.Log); err != nil {
 		return err
 	}
 	defer func() {
@@ -133,35 +142,45 @@ func (p *Proxy) URL() string {
 	return "https://" + reachable(p.ln)
 }
 
-// Serve answers until ctx is done, then lets requests finish.
+// Serve answers until ctx is done, then lets requests finish and uploads what
+// the bucket does not have yet.
 func (p *Proxy) Serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
-	p.client = p.Admin.Client()
+	p.started, p.client = time.Now(), p.Admin.Client()
+	p.volumes = openServedVolumes(filepath.Join(p.StateFolder, "volumes.json"), p.Log)
 	settings := feed[admin.ProxySettings]{p.client, filepath.Join(p.StateFolder, "settings.json"), p.Log}
 	last, err := settings.first(ctx)
 	if err != nil {
-		return unlessEnding(ctx, err)
+		return unlessEnding(ctx, errors.Join(err, p.salvage(ctx)))
 	}
-	p.apply(last.Settings)
 	if err := p.agrees(last.Settings.Group); err != nil {
 		return err
 	}
 	if p.Address == "" {
 		p.Address = advertised(p.ln)
 	}
+	p.build()
+	p.apply(last.Settings)
 	pin := ""
 	if p.source != nil {
 		pin = p.source.Pin()
 	}
 	p.Log.Info("proxy serving", "url", p.URL(), "known_as", p.Address, "group", last.Settings.Group.ID, "pin", pin,
-		"disk_folder", p.DiskFolder, "disk_bytes", p.disk.Stats().Limit)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.serve(ctx) })
-	g.Go(func() error { return p.debug.serve(ctx, p.Log) })
-	g.Go(func() error { return enrol(ctx, p.client, admin.Enrolment{Address: p.Address, Pin: pin}, p.Log) })
-	g.Go(func() error { settings.follow(ctx, last, p.apply); return nil })
-	g.Go(func() error { p.tryBuckets(ctx, last.Settings.Volumes); return nil })
-	return g.Wait()
+		"disk_folder", p.DiskFolder, "disk_bytes", p.disk.Stats().Limit, "not_uploaded_bytes", p.disk.Stats().DirtyBytes)
+	return p.withBackground(ctx, func() error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return p.serve(ctx) })
+		g.Go(func() error { return p.debug.serve(ctx, p.Log) })
+		g.Go(func() error { return enrol(ctx, p.client, admin.Enrolment{Address: p.Address, Pin: pin}, p.Log) })
+		g.Go(func() error { settings.follow(ctx, last, p.apply); return nil })
+		g.Go(func() error { p.tryBuckets(ctx, last.Settings.Volumes); return nil })
+		g.Go(func() error { p.report(ctx); return nil })
+		err := g.Wait()
+		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		p.drain(within)
+		return err
+	})
 }
 
 // agrees wants TLS here and in the group to be the same: or no client gets in.
@@ -175,9 +194,12 @@ func (p *Proxy) agrees(group admin.GroupSettings) error {
 	return nil
 }
 
+// apply takes over what admin says.
 func (p *Proxy) apply(s admin.ProxySettings) {
 	p.tickets.update(s.TicketKeys)
-	p.origins.update(s.Volumes)
+	p.group.Store(&s.Group)
+	p.origins.update(p.volumes.update(s.Volumes, p.disk.Dirty()))
+	p.peers.Update(groupOf(s.Group))
 }
 
 // tryBuckets says at once which buckets cannot be used, before a client asks.
@@ -201,9 +223,10 @@ func (p *Proxy) serve(ctx context.Context) error {
 			if err := p.origins.known(volume); err != nil {
 				return nil, err
 			}
-			return tiers{p.mem, p.disk}, nil
+			return p.blocks, nil
 		},
 		Verify:      seal.Verify,
+		Replica:     replica{p.blocks},
 		Stats:       &p.requests,
 		Status:      func() any { return p.Stats() },
 		Metrics:     metricsHandler(p.metrics),
@@ -211,35 +234,4 @@ func (p *Proxy) serve(ctx context.Context) error {
 		Log:         p.Log,
 	}), p.Log)
 	return runHTTP(ctx, srv, p.ln, p.source)
-}
-
-// ProxyStats are what a proxy did since its start.
-type ProxyStats struct {
-	Requests remote.ServerStats `json:"requests"`
-	Memory   cache.Stats        `json:"memory"`
-	Disk     cache.Stats        `json:"disk"`
-}
-
-// Stats returns what the proxy did.
-func (p *Proxy) Stats() ProxyStats {
-	return ProxyStats{Requests: p.requests.Now(), Memory: p.mem.Stats(), Disk: p.disk.Stats()}
-}
-
-// metrics tells what the proxy did.
-func (p *Proxy) metrics(e emit) {
-	s := p.Stats()
-	e.server(s.Requests)
-	e.cache("flexfs_proxy_memory_", s.Memory)
-	e.cache("flexfs_proxy_disk_", s.Disk)
-}
-
-// tiers are memory before disk. Memory holds whole blocks; a few frames are
-// better read from the disk than a whole block brought into memory for them.
-type tiers struct {
-	*cache.Mem
-	disk *cache.Disk
-}
-
-func (t tiers) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
-	return t.disk.GetFrames(ctx, key, off, n)
 }

@@ -28,8 +28,8 @@ func TestDamagedCachesServeNothingWrong(t *testing.T) {
 	fresh := c.Mount(nil)
 	c.Await("the group is in use", func() error { return chosen(fresh) })
 	wantFile(t, fresh.Path("a"), data)
-	if n := fresh.Stats().Proxies.Counts.Proxied; n < int64(damaged) {
-		t.Errorf("%d blocks were damaged and %d requests went to proxies", damaged, n)
+	if n := fresh.Stats().Proxies.Counts.Proxied; n < int64(damaged)/2 { // each is on two proxies
+		t.Errorf("%d copies of blocks were damaged and %d requests went to proxies", damaged, n)
 	}
 }
 

@@ -1,0 +1,187 @@
+package modes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"flexfs/admin"
+	"flexfs/cache"
+	"flexfs/store"
+	"flexfs/store/remote"
+	"flexfs/store/seal"
+	"flexfs/store/writeback"
+)
+
+const (
+	// drainTimeout bounds how long a proxy that is told to end uploads what
+	// the bucket lacks. What is left then is on its disk, and uploaded after
+	// its next start.
+	drainTimeout = 30 * time.Second
+
+	reportEvery = 5 * time.Second // to admin
+)
+
+// build puts together what clients see as this proxy's blocks: writes on two
+// members, memory, the disk, and below it the other members and the buckets.
+func (p *Proxy) build() {
+	p.peers = remote.NewPeers(remote.PeersConfig{Self: p.Address, Verify: seal.Verify, Log: p.Log})
+	p.below.Store = p.peers.Fill(&p.origins)
+	p.blocks = writeback.New(writeback.Config{
+		Blocks: tiers{p.mem, p.disk}, Local: p.disk, Peers: p.peers, Bucket: &p.origins,
+		WriteThrough: p.writesThrough, Memory: min(max(p.MemCapacity/8, minMemory/4), 64<<20), Log: p.Log,
+	})
+}
+
+// writesThrough reports whether blocks of the volume are acknowledged by the
+// bucket.
+func (p *Proxy) writesThrough(volume store.Volume) bool {
+	return p.group.Load().WriteThrough || p.volumes.writeThrough(volume)
+}
+
+// withBackground runs f while peers are probed and blocks uploaded.
+func (p *Proxy) withBackground(ctx context.Context, f func() error) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { p.peers.Run(background) })
+	wg.Go(func() { p.blocks.Run(background) })
+	return f()
+}
+
+// drain uploads what the bucket lacks, and says if something is left.
+func (p *Proxy) drain(ctx context.Context) {
+	before := p.disk.Stats()
+	if err := p.blocks.Drain(ctx); err != nil {
+		left := p.disk.Stats()
+		p.Log.Warn("not all blocks are in the bucket; they are on this disk and will be uploaded after the next start",
+			"blocks", left.DirtyBlocks, "bytes", left.DirtyBytes, "disk_folder", p.DiskFolder)
+	} else if before.DirtyBlocks > 0 {
+		p.Log.Info("all blocks are in the bucket")
+	}
+	p.reportOnce(ctx)
+}
+
+// salvage uploads what an earlier run left, when admin does not accept this
+// proxy any more: its group may have been deleted. Nobody is served.
+func (p *Proxy) salvage(ctx context.Context) error {
+	select {
+	case <-p.disk.Scanned():
+	case <-ctx.Done():
+		return nil
+	}
+	dirty := p.disk.Dirty()
+	if len(dirty) == 0 {
+		return nil
+	}
+	p.Log.Warn("admin does not accept this proxy, which has blocks that may not be in the bucket yet: uploading them", "blocks", len(dirty))
+	p.group.Store(new(admin.GroupSettings))
+	p.build()
+	p.origins.update(p.volumes.update(nil, dirty))
+	return p.withBackground(ctx, func() error {
+		if err := p.blocks.Drain(ctx); err != nil {
+			return fmt.Errorf("%d blocks are not uploaded yet: start this proxy again", p.disk.Stats().DirtyBlocks)
+		}
+		return errors.New("all blocks that it had are in the bucket now")
+	})
+}
+
+// report tells admin again and again how this proxy is.
+func (p *Proxy) report(ctx context.Context) {
+	former := false
+	for {
+		answer, err := p.reportOnce(ctx)
+		if err == nil && answer.Former != former {
+			if former = answer.Former; former {
+				p.Log.Warn("this proxy is not a member of its group any more: it uploads what the bucket lacks, then it may be stopped",
+					"blocks", p.disk.Stats().DirtyBlocks)
+			}
+		}
+		if !sleep(ctx, reportEvery-rand.N(reportEvery/5)) {
+			return
+		}
+	}
+}
+
+func (p *Proxy) reportOnce(ctx context.Context) (admin.ReportAnswer, error) {
+	within, cancel := context.WithTimeout(ctx, reportEvery)
+	defer cancel()
+	disk, mem := p.disk.Stats(), p.mem.Stats()
+	answer, err := p.client.Report(within, admin.ProxyReport{
+		Address: p.Address, DirtyBytes: disk.DirtyBytes, DirtyBlocks: disk.DirtyBlocks, OldestDirty: disk.OldestDirty,
+		Bytes: disk.Bytes, Limit: disk.Limit, Blocks: disk.Blocks, Hits: mem.Hits + disk.Hits, Misses: disk.Misses,
+		DiskOK: p.disk.InUse(), Started: p.started,
+	})
+	if err != nil {
+		p.Log.Debug("admin was not told how this proxy is", "err", err)
+	}
+	return answer, err
+}
+
+// replica is what other members ask of this one.
+type replica struct{ *writeback.Store }
+
+// Keep implements [remote.Replica].
+func (r replica) Keep(ctx context.Context, key store.Key, data []byte, from string) error {
+	err := r.Store.Keep(ctx, key, data, from)
+	if errors.Is(err, cache.ErrNoRoom) {
+		return fmt.Errorf("%w: %w", remote.ErrFull, err)
+	}
+	return err
+}
+
+// below is what the disk has below it: it is known later than the disk.
+type below struct{ store.Store }
+
+// GetFrames passes the question on.
+func (b *below) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
+	return store.GetFrames(ctx, b.Store, key, off, n)
+}
+
+// tiers are memory before disk. Memory holds whole blocks; a few frames are
+// better read from the disk than a whole block brought into memory for them.
+type tiers struct {
+	*cache.Mem
+	disk *cache.Disk
+}
+
+func (t tiers) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
+	return t.disk.GetFrames(ctx, key, off, n)
+}
+
+// ProxyStats are what a proxy did since its start.
+type ProxyStats struct {
+	Address   string             `json:"address"`
+	Started   time.Time          `json:"started"`
+	DiskOK    bool               `json:"diskOK"` // the cache's disk is in use
+	Requests  remote.ServerStats `json:"requests"`
+	Memory    cache.Stats        `json:"memory"`
+	Disk      cache.Stats        `json:"disk"`
+	WriteBack writeback.Stats    `json:"writeBack"`
+	Peers     remote.PeerStats   `json:"peers"`
+}
+
+// Stats returns what the proxy did.
+func (p *Proxy) Stats() ProxyStats {
+	return ProxyStats{
+		Address: p.Address, Started: p.started, DiskOK: p.disk.InUse(), Requests: p.requests.Now(),
+		Memory: p.mem.Stats(), Disk: p.disk.Stats(), WriteBack: p.blocks.Stats(), Peers: p.peers.Stats(),
+	}
+}
+
+// metrics tells what the proxy did.
+func (p *Proxy) metrics(e emit) {
+	if p.blocks == nil {
+		return // not serving yet
+	}
+	s := p.Stats()
+	e.server(s.Requests)
+	e.cache("flexfs_proxy_memory_", s.Memory)
+	e.cache("flexfs_proxy_disk_", s.Disk)
+	e.dirty(s)
+	e.peers(s.Peers)
+}
