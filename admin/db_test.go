@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,6 +56,86 @@ func TestWhatWasConfiguredSurvivesARestart(t *testing.T) {
 	if _, err := db.Show(FindTable("providers"), "minio"); err != nil {
 		t.Error(err)
 	}
+}
+
+// A database from before there were former members, reports and a second key
+// opens, is left as it is until somebody changes something, and means the same.
+func TestAnOlderDatabaseIsLeftAsItIs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "admin.db")
+	group := `{"id":1,"providerCode":"local","regionCode":"local","addresses":["a:1","b:1"],"noSSL":false,"token":"` + newUUID() + `","pins":{"b:1":"` + somePin(1) + `"}}`
+	volume := `{"id":"00000000-0000-4000-8000-000000000001","name":"v","accountID":1,"metaStoreID":1,"blockStoreID":1,"blockSize":4194304,"inlineMax":16384,` +
+		`"compression":"lz4","encryption":false,"secretID":"","retention":0,"maxBlocks":0,"maxInodes":0,"maxProxied":0,"flags":"","notes":"","createdAt":"2026-01-01T00:00:00Z"}`
+	reopen(t, path, func(db *DB) {
+		if _, _, err := db.Bootstrap(); err != nil {
+			t.Fatal(err)
+		}
+		place := map[string]any{"providerCode": "local", "regionCode": "local"}
+		for table, fields := range map[string]map[string]any{
+			"meta-stores":  {"address": "m:1"},
+			"block-stores": {"apiCode": "dir", "bucket": "/b"},
+			"proxy-groups": {"addresses": []string{"x:1"}},
+		} {
+			maps.Copy(fields, place)
+			if _, err := db.Create(FindTable(table), fields, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := db.update(func(tx *tx) error {
+			made, err := tx.load(FindTable("proxy-groups"), numKey(1))
+			if err != nil {
+				return err
+			}
+			old, err := decodeRecord(FindTable("proxy-groups"), []byte(group))
+			if err != nil {
+				return err
+			}
+			return errors.Join(tx.index(made, old),
+				tx.Bucket([]byte("proxy-groups")).Put(numKey(1), []byte(group)),
+				tx.Bucket([]byte("volumes")).Put([]byte("00000000-0000-4000-8000-000000000001"), []byte(volume)),
+				tx.Bucket([]byte("volume-proxy-groups")).Put(pairKey("00000000-0000-4000-8000-000000000001", numKey(1)), []byte(`{"volumeID":"00000000-0000-4000-8000-000000000001","proxyGroupID":1}`)))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reopen(t, path, func(db *DB) {
+		if _, err := db.Show(FindTable("proxy-groups"), "1"); err != nil {
+			t.Error(err)
+		}
+	})
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("opening it changed it (%v)", err)
+	}
+	reopen(t, path, func(db *DB) {
+		token, err := db.Create(FindTable("volume-tokens"), map[string]any{"volumeID": "v"}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settings := func() (s *MountSettings) {
+			err := db.view(func(tx *tx) (err error) {
+				s, err = tx.mountSettings(token.(*VolumeToken))
+				return err
+			})
+			if err != nil || len(s.Groups) != 1 {
+				t.Fatalf("%+v, %v", s, err)
+			}
+			return s
+		}
+		s := settings()
+		if g := s.Groups[0]; g.WriteThrough || s.Volume.WriteThrough || len(g.Members) != 2 || len(g.Former) != 0 || !g.ChangedAt.IsZero() {
+			t.Errorf("settings %+v", s)
+		}
+		if err := db.Update(FindTable("proxy-groups"), map[string]any{"addresses": []string{"a:1"}}, "1"); err != nil {
+			t.Fatal(err)
+		}
+		if g := settings().Groups[0]; len(g.Former) != 1 || g.Former[0] != (Member{"b:1", somePin(1)}) {
+			t.Errorf("former %+v", g.Former)
+		}
+	})
 }
 
 func TestADatabaseInUseIsRefusedSoon(t *testing.T) {

@@ -292,6 +292,27 @@ func TestSecretsAreShownOnlyWhereTheyMay(t *testing.T) {
 		}
 		shows(request, text)
 	}
+
+	// Nor does anything that a proxy or a mount says or is refused.
+	for _, request := range []string{
+		"POST /v1/proxies/report " + `{"address":"proxy1.example.com:443","diskOK":true}`,
+		"POST /v1/proxies/report " + `{"address":"x"}`,
+		"POST /v1/enrol " + `{"address":"proxy1.example.com:443","pin":"` + somePin(1) + `"}`,
+		"POST /v1/enrol " + `{"address":"proxy1.example.com:443","pin":"` + somePin(2) + `"}`,
+	} {
+		f := strings.SplitN(request, " ", 3)
+		_, text := s.send(s.group.Token, f[0], f[1], f[2])
+		shows(request, text)
+	}
+	s.members("proxy1.example.com:443")
+	shows("show proxy group with a former member", one("proxy-groups/1"), s.group.Token)
+	shows("list ticket keys", one("ticket-keys"))
+	_, text := s.send("", "GET", "/v1/openapi.json", "")
+	shows("the document", text)
+	for _, path := range []string{"proxy", "meta", "mount"} {
+		_, text := s.send(s.account.Token, "GET", "/v1/settings/"+path, "")
+		shows("settings with the wrong token", text)
+	}
 	for _, token := range secrets {
 		_, text := s.send(token+"x", "GET", "/v1/configure/accounts", "")
 		shows("unknown token", text)

@@ -42,7 +42,7 @@ func memberWords(s admin.MemberStatus, now time.Time) []string {
 			words = append(words, fmt.Sprintf("%.0f%% hits", 100*float64(s.Hits)/float64(asked)))
 		}
 	}
-	return append(words, "reported "+age(s.ReportedAt, now)+" ago")
+	return append(words, "reported "+sinceText(s.ReportedAt, now)+" ago")
 }
 
 // silence says since when there has been no report, and what the last one
@@ -65,7 +65,7 @@ func uploads(s admin.MemberStatus, now time.Time) string {
 	}
 	text := fmt.Sprintf("%s in %s", roundSize(s.DirtyBytes), blocks(s.DirtyBlocks))
 	if !s.OldestDirty.IsZero() {
-		text += " (oldest " + age(s.OldestDirty, now) + ")"
+		text += " (oldest " + sinceText(s.OldestDirty, now) + ")"
 	}
 	return text
 }
@@ -77,7 +77,7 @@ func blocks(n int64) string {
 	return fmt.Sprintf("%d blocks", n)
 }
 
-// age is how long ago t was; the clock of another machine may be ahead.
-func age(t, now time.Time) string {
+// sinceText is how long ago t was; the clock of another machine may be ahead.
+func sinceText(t, now time.Time) string {
 	return formatDuration(max(0, now.Sub(t)).Truncate(time.Second))
 }
