@@ -1,10 +1,12 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
@@ -64,7 +66,9 @@ type Timing struct {
 	Round    time.Duration // between measurements of all groups; default 10 s
 	Pause    time.Duration // before a member that failed is probed again; default 2 s
 	Patience time.Duration // for a request, before its group is probed; default 300 ms
+	Hang     time.Duration // for any answer of a member that answers probes, while the bucket does; default 2 s
 	Attempt  time.Duration // for a request to a member that answers probes; default 60 s
+	Search   time.Duration // for a block that is nowhere, before that is believed; default 10 s
 }
 
 func (t *Timing) setDefaults() {
@@ -76,7 +80,9 @@ func (t *Timing) setDefaults() {
 		{&t.Round, 10 * time.Second},
 		{&t.Pause, 2 * time.Second},
 		{&t.Patience, 300 * time.Millisecond},
+		{&t.Hang, 2 * time.Second},
 		{&t.Attempt, time.Minute},
+		{&t.Search, 10 * time.Second},
 	} {
 		if *d.field <= 0 {
 			*d.field = d.value
@@ -101,6 +107,13 @@ type Group struct {
 	wake  chan struct{} // something is due; holds one
 	slots chan struct{} // one is taken by each probe
 
+	latency [classes]latency       // of the bucket
+	hedges  *budget                // of operations that are sent to the bucket as well
+	retries *budget                // of operations that are sent to another member, as one failed
+	shadow  atomic.Pointer[member] // on trial, but not in the chosen group
+	doubted atomic.Int64           // when all members of the group were doubted last, in Unix nanoseconds
+	search  searches
+
 	// Lock order: mu before the mu of a member. Nobody talks to a server
 	// while holding either.
 	mu      sync.Mutex
@@ -108,6 +121,7 @@ type Group struct {
 	groups  []*proxyGroup         // as in the settings; guarded by mu
 	settled bool                  // the choice was made with all groups measured; guarded by mu
 	fresh   bool                  // settings changed since the last round; guarded by mu
+	soon    time.Time             // fresh: when to begin a round for that; guarded by mu
 	next    time.Time             // when the next round is to begin; guarded by mu
 	since   time.Time             // when the choice was made; guarded by mu
 }
@@ -116,6 +130,7 @@ type Group struct {
 type view struct {
 	chosen     *proxyGroup // nil: the bucket
 	maxProxied int64
+	groups     []*proxyGroup // all, as in the settings
 }
 
 // A proxyGroup is a proxy group with its members. It is not changed, but replaced.
@@ -123,6 +138,7 @@ type proxyGroup struct {
 	settings GroupSettings
 	ring     *hashring.Ring
 	members  map[string]*member // by address
+	former   []*member          // that may have blocks, but own none
 }
 
 // A memberKey tells members apart: one with another pin is another.
@@ -133,13 +149,21 @@ type memberKey struct {
 
 // groupStats count what happened since the start. Fields only grow.
 type groupStats struct {
-	proxied   atomic.Int64 // operations that a proxy did
-	direct    atomic.Int64 // operations that went to the bucket, no proxy being asked
-	fallbacks atomic.Int64 // operations that went to the bucket as the proxies failed
-	failovers atomic.Int64 // requests that were sent to a member that is not the owner
-	checks    atomic.Int64 // missing blocks that were looked for in the bucket
-	found     atomic.Int64 // of them: those that were there
-	switches  atomic.Int64 // changes of the group, or to the bucket and back
+	proxied       atomic.Int64 // operations that a proxy did
+	direct        atomic.Int64 // operations that went to the bucket, no proxy being asked
+	fallbacks     atomic.Int64 // operations that went to the bucket as the proxies failed
+	failovers     atomic.Int64 // requests that were sent to a member that is not the owner
+	retriesDenied atomic.Int64 // requests that were not sent to another member, as too many failed
+	checks        atomic.Int64 // missing blocks that were looked for in the bucket
+	found         atomic.Int64 // of them: those that were there
+	switches      atomic.Int64 // changes of the group, or to the bucket and back
+	hedged        atomic.Int64 // operations that were sent to the bucket as well, as a member took long
+	hedgesWon     atomic.Int64 // of them: those that the bucket did before
+	hedgesDenied  atomic.Int64 // operations that were not, as there were too many
+	compared      atomic.Int64 // operations that were done by a member and the bucket, to compare them
+	bypasses      atomic.Int64 // times that a member was found slow
+	searched      atomic.Int64 // blocks that were not in the bucket and were searched for
+	foundAtPeer   atomic.Int64 // of them: those that another proxy had
 }
 
 // New returns a Group. It does nothing by itself: see Run.
@@ -154,6 +178,10 @@ func New(cfg Config) *Group {
 		slots: make(chan struct{}, maxProbes),
 		all:   make(map[memberKey]*member),
 		since: time.Now(),
+
+		hedges:  newBudget(hedgeShare, hedgeBurst),
+		retries: newBudget(retryShare, retryBurst),
+		search:  newSearches(),
 	}
 	g.view.Store(&view{})
 	g.Update(cfg.Groups, cfg.MaxProxied)
@@ -167,7 +195,7 @@ func New(cfg Config) *Group {
 func (g *Group) Update(groups []GroupSettings, maxProxied int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	v := &view{maxProxied: maxProxied, chosen: g.view.Load().chosen}
+	v := &view{maxProxied: maxProxied, chosen: g.view.Load().chosen, groups: g.groups}
 	if slices.EqualFunc(g.groups, groups, (*proxyGroup).is) {
 		g.view.Store(v)
 		return
@@ -182,41 +210,56 @@ func (g *Group) Update(groups []GroupSettings, maxProxied int64) {
 			m.idle()
 		}
 	}
-	g.all, g.fresh = all, true
+	g.all, g.fresh, v.groups = all, true, g.groups
+	g.soon = time.Now()
+	if v.chosen != nil { // all clients hear of a change at the same moment
+		g.soon = g.soon.Add(rand.N(g.cfg.Timing.Round / 20))
+	}
 	if v.chosen != nil {
 		v.chosen = g.groupOf(v.chosen.settings.ID)
 	}
 	g.view.Store(v)
 	g.choose()
+	g.findShadow()
 	g.poke()
 }
 
 // is reports whether p has the settings s.
 func (p *proxyGroup) is(s GroupSettings) bool {
 	t := p.settings
-	return t.ID == s.ID && t.Name == s.Name && t.NoSSL == s.NoSSL && slices.Equal(t.Members, s.Members)
+	return t.ID == s.ID && t.Name == s.Name && t.NoSSL == s.NoSSL && slices.Equal(t.Members, s.Members) && slices.Equal(t.Former, s.Former)
 }
 
 // build returns the group of s, with the members that are there already and new
 // ones, and adds them to all. g.mu must be held.
 func (g *Group) build(s GroupSettings, all map[memberKey]*member) *proxyGroup {
-	s.Members = slices.Clone(s.Members)
+	s.Members, s.Former = slices.Clone(s.Members), slices.Clone(s.Former)
 	p := &proxyGroup{settings: s, members: make(map[string]*member)}
 	var names []string
 	for _, settings := range s.Members {
-		key := memberKey{settings, s.NoSSL}
-		m := all[key]
-		if m == nil {
-			m = g.all[key]
-		}
-		if m == nil {
-			m = newMember(settings, s.NoSSL, &g.cfg, g.doubt, g.reconsider)
-		}
-		all[key], p.members[settings.Address] = m, m
+		p.members[settings.Address] = g.member(memberKey{settings, s.NoSSL}, all)
 		names = append(names, settings.Address)
+	}
+	for _, settings := range s.Former {
+		p.former = append(p.former, g.member(memberKey{settings, s.NoSSL}, all))
 	}
 	p.ring = hashring.New(names...)
 	return p
+}
+
+// member returns the member that is there already or a new one, and adds it to
+// all. g.mu must be held.
+func (g *Group) member(key memberKey, all map[memberKey]*member) *member {
+	m := all[key]
+	if m == nil {
+		m = g.all[key]
+	}
+	if m == nil {
+		m = newMember(key.Member, key.noSSL, &g.cfg, g.doubt, g.reconsider)
+		m.bypasses = &g.stats.bypasses
+	}
+	all[key] = m
+	return m
 }
 
 // groupOf returns the group with the id, or nil. g.mu must be held.
@@ -230,122 +273,132 @@ func (g *Group) groupOf(id int64) *proxyGroup {
 }
 
 // Get implements [store.Store].
-func (g *Group) Get(ctx context.Context, key store.Key, off, n int64) (data []byte, err error) {
-	err = g.do(ctx, key,
-		func(ctx context.Context, c *Client) error { data, err = c.Get(ctx, key, off, n); return err },
-		func() error { data, err = g.cfg.Origin.Get(ctx, key, off, n); return err })
-	if err != nil {
-		return nil, err
-	}
-	return data, nil
+func (g *Group) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	out, err := g.do(ctx, operation{kind: kindGet, key: key, off: off, n: n})
+	return out.data, err
 }
 
 // GetFrames implements [store.FrameGetter]. Without a proxy it is not supported,
 // unless the bucket does.
 func (g *Group) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
-	err = g.do(ctx, key,
-		func(ctx context.Context, c *Client) error {
-			head, frames, err = c.GetFrames(ctx, key, off, n)
-			return err
-		},
-		func() error { head, frames, err = store.GetFrames(ctx, g.cfg.Origin, key, off, n); return err })
-	if err != nil {
-		return nil, nil, err
-	}
-	return head, frames, nil
+	out, err := g.do(ctx, operation{kind: kindFrames, key: key, off: off, n: n})
+	return out.data, out.frames, err
 }
 
 // Put implements [store.Store].
 func (g *Group) Put(ctx context.Context, key store.Key, data []byte) error {
-	return g.do(ctx, key,
-		func(ctx context.Context, c *Client) error { return c.Put(ctx, key, data) },
-		func() error { return g.cfg.Origin.Put(ctx, key, data) })
+	_, err := g.do(ctx, operation{kind: kindPut, key: key, data: data})
+	return err
 }
 
 // Delete implements [store.Store].
 func (g *Group) Delete(ctx context.Context, key store.Key) error {
-	return g.do(ctx, key,
-		func(ctx context.Context, c *Client) error { return c.Delete(ctx, key) },
-		func() error { return g.cfg.Origin.Delete(ctx, key) })
+	_, err := g.do(ctx, operation{kind: kindDelete, key: key})
+	return err
 }
 
 // do does an operation through the proxies, or else directly.
-func (g *Group) do(ctx context.Context, key store.Key, far func(context.Context, *Client) error, direct func() error) error {
+func (g *Group) do(ctx context.Context, op operation) (outcome, error) {
 	v := g.view.Load()
-	if v.chosen == nil || v.maxProxied > 0 && int64(key.Index) >= v.maxProxied {
+	g.tryShadow(ctx, &op)
+	if v.chosen == nil || v.maxProxied > 0 && int64(op.key.Index) >= v.maxProxied {
 		g.stats.direct.Add(1)
-		return direct()
+		out, err := g.direct(ctx, &op, false)
+		if errors.Is(err, store.ErrNotExist) {
+			return g.searchFor(ctx, &op, err)
+		}
+		return out.orNothing(err)
 	}
-	err := g.through(ctx, v.chosen, key, far)
+	g.hedges.earn()
+	g.retries.earn()
+	c := &call{g: g, ctx: ctx, op: op, mayHedge: op.isRead() && !store.MustVerify(ctx) && !store.IsLocal(ctx)}
+	defer c.end()
+	out, err := c.through(v.chosen)
 	switch {
 	case err == nil || errors.Is(err, ErrReadOnly):
 		g.stats.proxied.Add(1)
-		return err
+		return out.orNothing(err)
 	case ctx.Err() != nil:
-		return err
+		return outcome{}, err
 	case errors.Is(err, store.ErrNotExist):
-		return g.lookAgain(key, direct)
+		return g.lookAgain(c)
 	}
 	g.stats.fallbacks.Add(1)
-	if failed := direct(); failed != nil {
-		return fmt.Errorf("%w (and by way of the proxies: %v)", failed, err)
+	out, failed := c.bucket()
+	if errors.Is(failed, store.ErrNotExist) {
+		out, failed = g.searchFor(ctx, &op, failed)
 	}
-	return nil
+	if failed != nil {
+		return outcome{}, fmt.Errorf("%w (and by way of the proxies: %v)", failed, err)
+	}
+	return out, nil
 }
 
-// lookAgain asks the bucket for a block that a proxy says does not exist. Only
-// the bucket knows that.
-func (g *Group) lookAgain(key store.Key, direct func() error) error {
+// orNothing returns what was read, if there was no error.
+func (out outcome) orNothing(err error) (outcome, error) {
+	if err != nil {
+		return outcome{}, err
+	}
+	return out, nil
+}
+
+// lookAgain asks the bucket for a block that a proxy says does not exist: its
+// cache does not have it all. Then it is searched for.
+func (g *Group) lookAgain(c *call) (outcome, error) {
 	g.stats.checks.Add(1)
-	err := direct()
-	if err == nil {
-		g.stats.found.Add(1)
-		g.cfg.Log.Warn("a proxy does not find a block that is there", "block", key.String())
+	out, err := c.bucket()
+	if errors.Is(err, store.ErrNotExist) {
+		return g.searchFor(c.ctx, &c.op, err)
 	}
-	return err
+	if err != nil {
+		return outcome{}, err
+	}
+	g.stats.found.Add(1)
+	g.cfg.Log.Warn("a proxy does not find a block that is there", "block", c.op.key.String())
+	return out, nil
 }
 
-// through does an operation through the group p, and if all members that may be
-// asked fail, through the group that is chosen instead.
-func (g *Group) through(ctx context.Context, p *proxyGroup, key store.Key, op func(context.Context, *Client) error) error {
-	err := g.try(ctx, p, key, op)
-	if !isMembers(err) || ctx.Err() != nil {
-		return err
+// direct does an operation without the proxies, and notes how long it took.
+func (g *Group) direct(ctx context.Context, op *operation, whole bool) (outcome, error) {
+	began := time.Now()
+	out, err := op.near(ctx, g.cfg.Origin, whole)
+	if class := op.class(); err == nil && class != classOther {
+		g.latency[class].record(time.Since(began))
 	}
-	if next := g.view.Load().chosen; next != nil && next != p {
-		return g.try(ctx, next, key, op)
-	}
-	return err
+	return out, err
 }
 
-// try does an operation through a member of p: the owner of key or, should it
-// fail or be known to have failed, the next in order.
-func (g *Group) try(ctx context.Context, p *proxyGroup, key store.Key, op func(context.Context, *Client) error) error {
-	err := errPassed
-	tries := 0
-	for i, name := range p.ring.Owners(key.Hash(), -1) {
-		failed := p.members[name].do(ctx, op)
-		if failed == errPassed {
-			continue
-		}
-		if i > 0 {
-			g.stats.failovers.Add(1)
-		}
-		if !isMembers(failed) || ctx.Err() != nil {
-			return failed
-		}
-		err = failed
-		if tries++; tries == maxTries {
-			break
-		}
+// compares reports whether a request to m is to be done by the bucket as well, to
+// compare them.
+func (g *Group) compares(m *member, c class) bool {
+	if !m.looksSlow(c, &g.latency[c]) || !m.mayCheck() {
+		return false
 	}
-	return err
+	if !g.hedges.take() {
+		m.checked()
+		return false
+	}
+	return true
 }
 
-// isMembers reports whether another member may do better.
-func isMembers(err error) bool {
-	var r *refusal
-	return isFault(err) || errors.As(err, &r) && r.code == codeDamaged
+// tryShadow sends a copy of op to a member on trial that no operation would go
+// through: its group is not chosen, and would not be otherwise.
+func (g *Group) tryShadow(ctx context.Context, op *operation) {
+	m := g.shadow.Load()
+	if m == nil || op.kind == kindDelete || store.MustVerify(ctx) || store.IsLocal(ctx) {
+		return
+	}
+	alive, judged, err := m.enter(op.class(), true)
+	if err != nil {
+		return
+	}
+	if !judged { // not any more
+		m.withdraw(op.class())
+		return
+	}
+	c := &call{g: g, ctx: context.WithoutCancel(ctx), op: *op}
+	c.op.data = bytes.Clone(op.data)
+	go c.race(m, alive)
 }
 
 // reconsider chooses again after a member went up or down.
@@ -353,17 +406,35 @@ func (g *Group) reconsider() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.choose()
+	g.findShadow()
 	g.poke()
 }
 
+// findShadow looks for a member for tryShadow. g.mu must be held.
+func (g *Group) findShadow() {
+	var found *member
+	chosen := g.view.Load().chosen
+	for _, p := range g.groups {
+		for _, m := range p.members {
+			if p != chosen && m.isJudged() {
+				found = m
+			}
+		}
+	}
+	g.shadow.Store(found)
+}
+
 // doubt has m probed, for which a request has been waiting for long, and all
-// members that it could be sent to instead: if one is dead others may be, too,
+// members of all groups that it could be sent to instead: if one is dead others may be, too,
 // and are to be found dead all at once.
 func (g *Group) doubt(m *member) {
 	m.doubted()
-	if p := g.view.Load().chosen; p != nil {
-		for _, other := range p.members {
-			other.doubted()
+	now, last := time.Now().UnixNano(), g.doubted.Load()
+	if now-last >= int64(g.cfg.Timing.Probe) && g.doubted.CompareAndSwap(last, now) {
+		for _, p := range g.view.Load().groups {
+			for _, other := range p.members {
+				other.doubted()
+			}
 		}
 	}
 	g.poke()

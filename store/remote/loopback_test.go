@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"flexfs/internal/ticket"
 	"flexfs/internal/tlspin"
@@ -58,6 +59,7 @@ func connect(t *testing.T, cfg Config) *Group {
 	if cfg.Ticket == nil {
 		cfg.Ticket = func() string { return testVolume }
 	}
+	cfg.Timing.Search = time.Millisecond // this network is quick
 	g := New(cfg)
 	g.Probe(t.Context())
 	ctx, cancel := context.WithCancel(context.Background())

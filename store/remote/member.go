@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
@@ -23,9 +25,10 @@ const (
 	stateUp                 // used
 	stateTrial              // answers probes again, and gets one request at a time to show that it works
 	stateDown               // failed: not used until it answers a probe
+	stateSlow               // slower than the bucket: not used for a while; then on trial
 )
 
-var stateNames = [...]string{"new", "up", "trial", "down"}
+var stateNames = [...]string{"new", "up", "trial", "down", "slow"}
 
 func (s state) String() string { return stateNames[s] }
 
@@ -54,29 +57,36 @@ type member struct {
 	log      *slog.Logger
 	doubt    func(*member) // tells that a request waits for long
 	changed  func()        // tells that the member went up or down
+	bypasses *atomic.Int64 // counts the times that it was found slow; may be nil
 	stats    counters
+
+	lot     uint64           // members are measured in the order of their lots
+	latency [classes]latency // of requests
 
 	mu      sync.Mutex // guards the rest; nothing else is locked while holding it
 	state   state
-	since   time.Time          // when the state began
-	err     error              // why it is down, or was
-	strikes int                // failures since the last request that went well
-	retry   time.Time          // down: when to probe again
-	trying  bool               // trial: the request is under way
-	alive   context.Context    // ends when the member goes down
-	kill    context.CancelFunc // ends alive
-	rtts    []time.Duration    // the last measurements, at most window
-	noted   time.Time          // when the last of them was begun
+	since   time.Time               // when the state began
+	err     error                   // why it is down, or was
+	strikes int                     // failures since the last request that went well
+	retry   time.Time               // down or slow: when to probe again
+	trying  bool                    // trial: the request is under way
+	alive   context.Context         // ends when the member goes down or is slow
+	kill    context.CancelCauseFunc // ends alive
+	rtts    []time.Duration         // the last measurements, at most window
+	noted   time.Time               // when the last of them was begun
+	heard   time.Time               // when it answered a request last
 	probing bool
 	probed  time.Time // when the last probe began
 	check   time.Time // when a probe is due as a request waits for long; zero: none is
 	checks  bool      // the probe under way is such a one
+	pace    pace
 }
 
 // counters count what happened since the start. Fields only grow.
 type counters struct {
 	requests atomic.Int64 // that were sent
 	failures atomic.Int64 // of them: the member's fault
+	beaten   atomic.Int64 // of them: the bucket answered a hedge before
 	active   atomic.Int64 // under way (this one does not only grow)
 }
 
@@ -96,7 +106,7 @@ func newMember(m Member, noSSL bool, cfg *Config, doubt func(*member), changed f
 		t = transport(m, dial)
 	}
 	hc := &http.Client{Transport: t, CheckRedirect: stay}
-	alive, kill := context.WithCancel(context.Background())
+	alive, kill := context.WithCancelCause(context.Background())
 	return &member{
 		settings: m,
 		client: &Client{
@@ -109,6 +119,7 @@ func newMember(m Member, noSSL bool, cfg *Config, doubt func(*member), changed f
 		log:     cfg.Log.With("proxy", m.Address),
 		doubt:   doubt,
 		changed: changed,
+		lot:     rand.Uint64(),
 		since:   time.Now(),
 		alive:   alive,
 		kill:    kill,
@@ -146,56 +157,95 @@ func transport(m Member, dial func(ctx context.Context, network, addr string) (n
 // do makes a request with op. It returns errPassed if the member is down, and
 // within a probe's time if the member goes down meanwhile.
 func (m *member) do(ctx context.Context, op func(context.Context, *Client) error) error {
-	alive, err := m.enter()
+	alive, _, err := m.enter(classOther, false)
 	if err != nil {
 		return err
 	}
-	m.stats.requests.Add(1)
-	m.stats.active.Add(1)
-	defer m.stats.active.Add(-1)
+	began := time.Now()
 	attempt, cancel := context.WithTimeout(ctx, m.timing.Attempt)
 	defer cancel()
 	defer context.AfterFunc(alive, cancel)()
 	defer time.AfterFunc(m.timing.Patience, func() { m.doubt(m) }).Stop()
 	err = op(attempt, m.client)
-	m.leave(alive, ctx.Err() != nil, err)
+	m.leave(alive, classOther, endingOf(ctx, alive, err), time.Since(began), err)
 	if err != nil && alive.Err() != nil && ctx.Err() == nil {
 		return errWentDown
 	}
 	return err
 }
 
-// enter begins a request, and returns what ends it early.
-func (m *member) enter() (alive context.Context, err error) {
+// enter begins a request, and returns what ends it early. Judged says that the
+// member is on trial as it was slow: the bucket must be asked, too, at the same
+// time. Those that cannot be are passed over unless race is set.
+func (m *member) enter(c class, race bool) (alive context.Context, judged bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case m.state == stateUp:
-	case m.state == stateTrial && !m.trying:
+	case m.state == stateTrial && !m.trying && (race || !m.pace.judged):
 		m.trying = true
 	default:
-		return nil, errPassed
+		return nil, false, errPassed
 	}
-	return m.alive, nil
+	m.stats.requests.Add(1)
+	m.stats.active.Add(1)
+	m.pace.enter(c)
+	return m.alive, m.state == stateTrial && m.pace.judged, nil
 }
 
-// leave ends a request that was begun with alive. If the caller gave up, the
-// error says nothing about the member.
-func (m *member) leave(alive context.Context, gaveUp bool, err error) {
+// An ending is how a request ended.
+type ending int
+
+const (
+	answered ending = iota // by the member, be it with a refusal
+	faulty                 // it is the member's fault that there is no answer
+	beaten                 // the bucket was quicker
+	gaveUp                 // the caller did
+	released               // the member went down, or is slow
+)
+
+// endingOf returns how a request for a caller with ctx ended, that began with
+// alive, if nobody else made it end.
+func endingOf(ctx, alive context.Context, err error) ending {
 	switch {
-	case alive.Err() != nil: // it is known that the member is down
-		if err != nil {
-			m.stats.failures.Add(1)
-		}
 	case !isFault(err):
+		return answered
+	case alive.Err() != nil:
+		return released
+	case ctx.Err() != nil:
+		return gaveUp
+	}
+	return faulty
+}
+
+// leave ends a request that was begun with alive, and took so long.
+func (m *member) leave(alive context.Context, c class, end ending, took time.Duration, err error) {
+	m.stats.active.Add(-1)
+	m.mu.Lock()
+	m.pace.leave(c, end)
+	if end == answered {
+		m.heard = time.Now()
+		if c != classOther { // whoever else waits will doubt again
+			m.check = time.Time{}
+		}
+	}
+	if end == gaveUp || end == beaten {
+		m.trying = m.trying && m.pace.judged
+	}
+	m.mu.Unlock()
+	switch {
+	case end == answered && alive.Err() == nil:
 		m.worked()
-	case gaveUp:
-		m.mu.Lock()
-		m.trying = false
-		m.mu.Unlock()
-	default:
+	case end == released:
+		m.stats.failures.Add(1)
+	case end == beaten:
+		m.stats.beaten.Add(1)
+	case end == faulty:
 		m.stats.failures.Add(1)
 		m.failed(alive, err, false)
+	}
+	if c != classOther {
+		m.took(c, end, took, err)
 	}
 }
 
@@ -216,7 +266,7 @@ func isFault(err error) bool {
 // worked notes that a request went well.
 func (m *member) worked() {
 	m.mu.Lock()
-	back := m.state == stateTrial
+	back := m.state == stateTrial && !m.pace.judged
 	if back {
 		m.set(stateUp)
 		m.trying, m.strikes = false, 0
@@ -238,7 +288,7 @@ func (m *member) failed(alive context.Context, err error, probe bool) {
 	}
 	was, pause := m.state, m.timing.Pause
 	if probe {
-		m.kill()
+		m.kill(errWentDown)
 	} else if was != stateDown {
 		pause = min(pause<<min(m.strikes, 5), max(pause, maxPause))
 		m.strikes++
@@ -266,12 +316,15 @@ func (m *member) probe(ctx context.Context, alive context.Context) {
 	timeout, cancel := context.WithTimeout(ctx, m.timing.Probe)
 	defer cancel()
 	var best time.Duration
-	for range samples {
+	for range m.samples() {
 		rtt, err := m.client.Ping(timeout)
 		if err != nil && best > 0 {
 			break // what it answered is enough
 		}
 		if err != nil {
+			if timeout.Err() != nil {
+				err = fmt.Errorf("no answer to a probe within %v: %w", m.timing.Probe, err)
+			}
 			if ctx.Err() == nil {
 				m.failed(alive, err, true)
 			}
@@ -282,6 +335,17 @@ func (m *member) probe(ctx context.Context, alive context.Context) {
 		}
 	}
 	m.healthy(best)
+}
+
+// samples returns how many requests the probe under way is to make: whether a
+// member lives, one tells.
+func (m *member) samples() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.checks {
+		return 1
+	}
+	return samples
 }
 
 // beginProbe reports whether the member may be probed: it is not being probed.
@@ -307,12 +371,13 @@ func (m *member) endProbe() {
 }
 
 // doubted has the member probed soon. A probe that began after the request that
-// is waiting would do, and there was one if it began within the patience for it.
+// is waiting would do, and there was one if it began within the patience for it;
+// so would an answer to another request.
 func (m *member) doubted() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.check.IsZero() && (m.state != stateDown || m.stats.active.Load() > 0) {
-		m.check = m.probed.Add(m.timing.Patience)
+		m.check = later(m.probed, m.heard).Add(m.timing.Patience)
 	}
 }
 
@@ -324,11 +389,11 @@ func (m *member) healthy(rtt time.Duration) {
 	switch {
 	case was == stateNew:
 		m.set(stateUp)
-	case was == stateDown && !time.Now().Before(m.retry): // else it was a round's probe
+	case (was == stateDown || was == stateSlow) && !time.Now().Before(m.retry): // else it was a round's probe
 		m.set(stateTrial)
 	}
 	if m.alive.Err() != nil {
-		m.alive, m.kill = context.WithCancel(context.Background())
+		m.alive, m.kill = context.WithCancelCause(context.Background())
 	}
 	changed := m.state != was
 	m.mu.Unlock()
@@ -364,11 +429,12 @@ func (m *member) isNew() bool {
 	return m.state == stateNew
 }
 
-// usable reports whether requests may be sent, and the round-trip time.
+// usable reports whether requests may be sent, and the round-trip time. A member
+// that has to show that it is not slow any more is none to choose a group for.
 func (m *member) usable() (rtt time.Duration, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.state != stateUp && m.state != stateTrial || len(m.rtts) == 0 {
+	if !m.isUsable() || len(m.rtts) == 0 {
 		return 0, false
 	}
 	return slices.Min(m.rtts), true
@@ -378,10 +444,22 @@ func (m *member) usable() (rtt time.Duration, ok bool) {
 func (m *member) lasting() (rtt time.Duration, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.state != stateUp && m.state != stateTrial || len(m.rtts) < window {
+	if !m.isUsable() || len(m.rtts) < window {
 		return 0, false
 	}
 	return slices.Max(m.rtts), true
+}
+
+// isUsable is usable with m.mu held.
+func (m *member) isUsable() bool {
+	return m.state == stateUp || m.state == stateTrial && !m.pace.judged
+}
+
+// measured returns when the round trip was measured last.
+func (m *member) measured() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.noted
 }
 
 // due returns how long it is from now until the member is to be probed by itself.
@@ -392,7 +470,7 @@ func (m *member) due(now time.Time) time.Duration {
 		return never
 	}
 	wait := never
-	if m.state == stateDown {
+	if m.state == stateDown || m.state == stateSlow {
 		wait = m.retry.Sub(now)
 	}
 	if !m.check.IsZero() {

@@ -1,22 +1,43 @@
 package remote
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
 
 const (
-	samples   = 4  // requests of a probe; the quickest counts
-	perRound  = 16 // members of a group that are measured in a round
-	maxProbes = 32 // at once
+	samples   = 3  // requests of a probe; the quickest counts
+	maxProbes = 64 // at once
 )
+
+// Members of a group that are measured in a round, besides those that are new:
+// there may be many, and many who measure. They are always the same, as long as
+// they can be used, or else no gain could be seen to last; for each client they
+// are others. One more is drawn each time.
+const (
+	perRoundChosen = 3
+	perRoundOther  = 2
+)
+
+// aged is the number of rounds after which a measurement is old.
+const aged = 5
 
 // To change the group leaves a warm cache: it must be worth it.
 const (
 	clearRatio = 0.7
 	clearGain  = 200 * time.Microsecond
+)
+
+// What differs by less is equally far, as far as can be measured: then all clients
+// choose the group with the lowest id, so that those at one place share a cache.
+const (
+	nearTie  = 200 * time.Microsecond
+	tieRatio = 0.2
 )
 
 // clearly reports whether a round trip of a is much better than one of b.
@@ -66,9 +87,12 @@ func (g *Group) Run(ctx context.Context) {
 // before says sooner what there is.
 func (g *Group) Probe(ctx context.Context) {
 	g.mu.Lock()
-	g.next = time.Now().Add(jitter(g.cfg.Timing.Round))
 	fresh := g.fresh
 	g.fresh = false
+	g.next = time.Now().Add(jitter(g.cfg.Timing.Round))
+	if fresh { // as for everybody else, at this moment
+		g.next = time.Now().Add(rand.N(g.cfg.Timing.Round))
+	}
 	members := g.sample()
 	g.mu.Unlock()
 	var wg sync.WaitGroup
@@ -99,24 +123,43 @@ func (g *Group) probe(ctx context.Context, m *member) {
 	}
 }
 
-// sample returns the members to measure in a round: all that are new, and the
-// others of small groups. g.mu must be held.
+// sample returns the members to measure in a round: all that are new, and a few
+// of the others of each group. g.mu must be held.
 func (g *Group) sample() []*member {
 	picked := make(map[*member]bool)
+	chosen := g.view.Load().chosen
 	for _, p := range g.groups {
-		n := 0
-		for _, m := range p.members { // in random order
-			if n < perRound || m.isNew() {
+		n := perRoundOther
+		if p == chosen {
+			n = perRoundChosen
+		}
+		usable := p.draw(picked)
+		for i, m := range usable {
+			if i < n {
 				picked[m] = true
-				n++
 			}
 		}
+		if len(usable) > n {
+			picked[usable[n+rand.IntN(len(usable)-n)]] = true
+		}
 	}
-	members := make([]*member, 0, len(picked))
-	for m := range picked {
-		members = append(members, m)
+	return slices.Collect(maps.Keys(picked))
+}
+
+// draw returns the members of p that can be used, in the order of their lots, and
+// adds the new ones to picked. Those that are down are probed anyway.
+func (p *proxyGroup) draw(picked map[*member]bool) []*member {
+	var usable []*member
+	for _, m := range p.members {
+		switch _, ok := m.usable(); {
+		case ok:
+			usable = append(usable, m)
+		case m.isNew():
+			picked[m] = true
+		}
 	}
-	return members
+	slices.SortFunc(usable, func(a, b *member) int { return cmp.Compare(a.lot, b.lot) })
+	return usable
 }
 
 // untilRound returns how long it is to the next round.
@@ -124,7 +167,7 @@ func (g *Group) untilRound() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.fresh {
-		return 0
+		return min(time.Until(g.soon), time.Until(g.next))
 	}
 	return time.Until(g.next)
 }
@@ -149,13 +192,21 @@ func (g *Group) closeIdle() {
 // rtt returns the round trip to the nearest member that can be used.
 func (p *proxyGroup) rtt() (rtt time.Duration, ok bool) { return p.least((*member).usable) }
 
-// least returns the least of what of says of the members.
+// least returns the least of what of says of the members. What was measured long
+// ago only counts if there is nothing else.
 func (p *proxyGroup) least(of func(*member) (time.Duration, bool)) (least time.Duration, ok bool) {
 	if p == nil {
 		return 0, false
 	}
+	var newest time.Time
 	for _, m := range p.members {
-		if d, has := of(m); has && (!ok || d < least) {
+		if _, has := of(m); has {
+			newest = later(newest, m.measured())
+		}
+	}
+	for _, m := range p.members {
+		d, has := of(m)
+		if has && newest.Sub(m.measured()) < aged*m.timing.Round && (!ok || d < least) {
 			least, ok = d, true
 		}
 	}
@@ -163,14 +214,27 @@ func (p *proxyGroup) least(of func(*member) (time.Duration, bool)) (least time.D
 }
 
 // nearest returns the group for which of says the least, or nil if it says
-// nothing of any. g.mu must be held.
-func (g *Group) nearest(of func(*member) (time.Duration, bool)) (best *proxyGroup, least time.Duration) {
+// nothing of any; of those that are about equal it is the one with the lowest id.
+// g.mu must be held.
+func (g *Group) nearest(of func(*member) (time.Duration, bool)) (best *proxyGroup, rtt time.Duration) {
+	var least time.Duration
 	for _, p := range g.groups {
 		if d, ok := p.least(of); ok && (best == nil || d < least) {
 			best, least = p, d
 		}
 	}
-	return best, least
+	rtt = least
+	for _, p := range g.groups {
+		if d, ok := p.least(of); ok && p.settings.ID < best.settings.ID && isTie(d, least) {
+			best, rtt = p, d
+		}
+	}
+	return best, rtt
+}
+
+// isTie reports whether a round trip cannot be told from the least one.
+func isTie(d, least time.Duration) bool {
+	return d-least < max(nearTie, time.Duration(tieRatio*float64(least)))
 }
 
 // choose leaves a group that cannot be used any more, and the bucket as soon as
@@ -208,6 +272,7 @@ func (g *Group) compare(fresh bool) {
 		return
 	}
 	g.use(best, rtt)
+	g.findShadow()
 }
 
 // use changes to the group p, or to the bucket if p is nil. g.mu must be held.

@@ -12,7 +12,24 @@ type Status struct {
 	Since      time.Time     `json:"since"`  // when that was chosen
 	MaxProxied int64         `json:"maxProxied"`
 	Groups     []GroupStatus `json:"groups"`
+	Bucket     Latencies     `json:"bucket,omitzero"` // of the bucket, as far as it was used
 	Counts     Counts        `json:"counts"`
+}
+
+// Latencies say how long the last requests took.
+type Latencies struct {
+	Small Latency `json:"small,omitzero"` // reads of less than 256 KiB
+	Large Latency `json:"large,omitzero"` // other reads
+	Put   Latency `json:"put,omitzero"`
+}
+
+// A Latency is of the last requests of a kind, at most 128. It is exact to an
+// eighth. Of a request that was given up as the bucket was quicker, the time until
+// then counts.
+type Latency struct {
+	Samples int           `json:"samples"`
+	P50     time.Duration `json:"p50Nanos"` // half of them took not longer
+	P95     time.Duration `json:"p95Nanos"` // 95 of 100
 }
 
 // A GroupStatus is a proxy group as this client sees it.
@@ -28,24 +45,36 @@ type GroupStatus struct {
 // A MemberStatus is a proxy as this client sees it.
 type MemberStatus struct {
 	Address  string        `json:"address"`
-	State    string        `json:"state"` // new (not probed yet), up, trial (answers again), down
+	State    string        `json:"state"`            // new (not probed yet), up, trial (answers again, or was slow), down, slow
+	Former   bool          `json:"former,omitempty"` // not a member any more: only searched for missing blocks
 	Since    time.Time     `json:"since"`
 	RTT      time.Duration `json:"rttNanos"`
-	Error    string        `json:"error,omitempty"` // why it is down
+	Error    string        `json:"error,omitempty"` // why it is down or slow
 	Requests int64         `json:"requests"`
+	Share    float64       `json:"share"` // of the requests of all members of all groups
 	Failures int64         `json:"failures"`
+	Beaten   int64         `json:"beaten"` // requests that the bucket answered before, which were sent there as well
 	Active   int64         `json:"active"` // requests under way
+	Latency  Latencies     `json:"latency,omitzero"`
 }
 
 // Counts are numbers since the start. They only grow.
 type Counts struct {
-	Proxied   int64 `json:"proxied"`   // operations that a proxy did
-	Direct    int64 `json:"direct"`    // operations that went to the bucket without asking a proxy
-	Fallbacks int64 `json:"fallbacks"` // operations that went to the bucket as the proxies failed
-	Failovers int64 `json:"failovers"` // requests sent to a proxy as the block's owner was down
-	Checks    int64 `json:"checks"`    // blocks that a proxy did not find and that were looked for in the bucket
-	Found     int64 `json:"found"`     // of them: those that were there
-	Switches  int64 `json:"switches"`  // changes of group, or to the bucket and back
+	Proxied       int64 `json:"proxied"`       // operations that went through proxies
+	Direct        int64 `json:"direct"`        // operations that went to the bucket without asking a proxy
+	Fallbacks     int64 `json:"fallbacks"`     // operations that went to the bucket as the proxies failed
+	Failovers     int64 `json:"failovers"`     // requests sent to a proxy as the block's owner was down
+	RetriesDenied int64 `json:"retriesDenied"` // operations not sent to another proxy as too many failed: they went to the bucket
+	Checks        int64 `json:"checks"`        // blocks that a proxy did not find and that were looked for in the bucket
+	Found         int64 `json:"found"`         // of them: those that were there
+	Switches      int64 `json:"switches"`      // changes of group, or to the bucket and back
+	Hedged        int64 `json:"hedged"`        // operations sent to the bucket as well, as a proxy took long
+	HedgesWon     int64 `json:"hedgesWon"`     // of them: those that the bucket answered before
+	HedgesDenied  int64 `json:"hedgesDenied"`  // operations that were not, as there were too many of them
+	Compared      int64 `json:"compared"`      // operations sent to a proxy and the bucket, to compare them
+	Bypasses      int64 `json:"bypasses"`      // times that a proxy was found slower than the bucket
+	Searched      int64 `json:"searched"`      // blocks that were neither at their proxy nor in the bucket, and searched for
+	FoundAtPeer   int64 `json:"foundAtPeer"`   // of them: those that another proxy had
 }
 
 // Status returns what g does now.
@@ -53,7 +82,7 @@ func (g *Group) Status() Status {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	v := g.view.Load()
-	s := Status{Since: g.since, MaxProxied: v.maxProxied, Counts: g.stats.counts()}
+	s := Status{Since: g.since, MaxProxied: v.maxProxied, Bucket: latencies(&g.latency), Counts: g.stats.counts()}
 	if v.chosen != nil {
 		s.Chosen = v.chosen.settings.ID
 	}
@@ -63,20 +92,56 @@ func (g *Group) Status() Status {
 		for _, m := range p.sorted() {
 			gs.Members = append(gs.Members, m.status())
 		}
+		for _, m := range p.former {
+			former := m.status()
+			former.Former = true
+			gs.Members = append(gs.Members, former)
+		}
 		s.Groups = append(s.Groups, gs)
 	}
+	s.share(g.all)
 	return s
+}
+
+// share says which part of all requests each member had.
+func (s *Status) share(all map[memberKey]*member) {
+	var sum int64
+	for _, m := range all {
+		sum += m.stats.requests.Load()
+	}
+	for _, g := range s.Groups {
+		for i := range g.Members {
+			g.Members[i].Share = float64(g.Members[i].Requests) / float64(max(sum, 1))
+		}
+	}
+}
+
+func latencies(all *[classes]latency) Latencies {
+	var out [classes]Latency
+	for i := range all {
+		p50, p95, _ := all[i].known(0)
+		out[i] = Latency{Samples: int(all[i].samples.Load()), P50: p50, P95: p95}
+	}
+	return Latencies{Small: out[classSmall], Large: out[classLarge], Put: out[classPut]}
 }
 
 func (s *groupStats) counts() Counts {
 	return Counts{
-		Proxied:   s.proxied.Load(),
-		Direct:    s.direct.Load(),
-		Fallbacks: s.fallbacks.Load(),
-		Failovers: s.failovers.Load(),
-		Checks:    s.checks.Load(),
-		Found:     s.found.Load(),
-		Switches:  s.switches.Load(),
+		Proxied:       s.proxied.Load(),
+		Direct:        s.direct.Load(),
+		Fallbacks:     s.fallbacks.Load(),
+		Failovers:     s.failovers.Load(),
+		RetriesDenied: s.retriesDenied.Load(),
+		Checks:        s.checks.Load(),
+		Found:         s.found.Load(),
+		Switches:      s.switches.Load(),
+		Hedged:        s.hedged.Load(),
+		HedgesWon:     s.hedgesWon.Load(),
+		HedgesDenied:  s.hedgesDenied.Load(),
+		Compared:      s.compared.Load(),
+		Bypasses:      s.bypasses.Load(),
+		Searched:      s.searched.Load(),
+		FoundAtPeer:   s.foundAtPeer.Load(),
 	}
 }
 
@@ -91,7 +156,9 @@ func (m *member) status() MemberStatus {
 		RTT:      rtt,
 		Requests: m.stats.requests.Load(),
 		Failures: m.stats.failures.Load(),
+		Beaten:   m.stats.beaten.Load(),
 		Active:   m.stats.active.Load(),
+		Latency:  latencies(&m.latency),
 	}
 	if m.err != nil && m.state != stateUp {
 		s.Error = m.err.Error()
@@ -110,6 +177,10 @@ func (s Status) String() string {
 	for _, g := range s.Groups {
 		g.write(&b)
 	}
+	if text := s.Bucket.String(); text != "" {
+		fmt.Fprintf(&b, "  bucket: %s\n", text)
+	}
+	s.Counts.write(&b)
 	return b.String()
 }
 
@@ -127,14 +198,55 @@ func (g GroupStatus) write(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "%s group %d%s: %s\n", mark, g.ID, name, rtt)
 	for _, m := range g.Members {
-		fmt.Fprintf(b, "    %-32s %-6s", m.Address, m.State)
-		if m.RTT > 0 {
-			fmt.Fprintf(b, " %8s", short(m.RTT))
+		m.write(b)
+	}
+}
+
+func (m MemberStatus) write(b *strings.Builder) {
+	state := m.State
+	if m.Former {
+		state = "former"
+	}
+	fmt.Fprintf(b, "    %-32s %-6s", m.Address, state)
+	if m.RTT > 0 {
+		fmt.Fprintf(b, " %8s", short(m.RTT))
+	}
+	if m.Requests > 0 {
+		fmt.Fprintf(b, "  %.0f%% of requests", 100*m.Share)
+	}
+	if text := m.Latency.String(); text != "" {
+		fmt.Fprintf(b, ", %s", text)
+	}
+	if m.Error != "" {
+		fmt.Fprintf(b, "  %s", m.Error)
+	}
+	b.WriteByte('\n')
+}
+
+// String returns the latencies that are known, or nothing.
+func (l Latencies) String() string {
+	var known []string
+	for c, l := range []Latency{classSmall: l.Small, classLarge: l.Large, classPut: l.Put} {
+		if l.Samples > 0 {
+			known = append(known, fmt.Sprintf("%v %s (95%%: %s)", class(c), short(l.P50), short(l.P95)))
 		}
-		if m.Error != "" {
-			fmt.Fprintf(b, " %s", m.Error)
-		}
-		b.WriteByte('\n')
+	}
+	return strings.Join(known, ", ")
+}
+
+// write says what is out of the ordinary.
+func (c Counts) write(b *strings.Builder) {
+	if c.Hedged+c.HedgesDenied > 0 {
+		fmt.Fprintf(b, "  sent to the bucket as well: %d, which was quicker for %d; denied to %d\n", c.Hedged, c.HedgesWon, c.HedgesDenied)
+	}
+	if c.Bypasses > 0 {
+		fmt.Fprintf(b, "  proxies found slower than the bucket: %d times\n", c.Bypasses)
+	}
+	if c.RetriesDenied > 0 {
+		fmt.Fprintf(b, "  not sent to another proxy as too many failed: %d\n", c.RetriesDenied)
+	}
+	if c.Searched > 0 {
+		fmt.Fprintf(b, "  blocks searched for: %d, of which proxies had %d\n", c.Searched, c.FoundAtPeer)
 	}
 }
 

@@ -1,0 +1,200 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"flexfs/store"
+)
+
+// A block that neither its proxy nor the bucket has may be on its way to the
+// bucket: another proxy has it and will upload it, perhaps one of another group,
+// or one that is not a member any more. It is searched for.
+
+const (
+	maxSearches  = 16 // at once
+	searchAsks   = 32 // members that a search asks at once
+	searchPause  = 200 * time.Millisecond
+	searchPauses = 4 * time.Second // at most
+)
+
+var errBusy = errors.New("remote: too many blocks are being searched for")
+
+// searches are those under way.
+type searches struct {
+	slots chan struct{} // one is taken by each
+
+	mu    *sync.Mutex
+	byKey map[store.Key]*search // guarded by mu
+}
+
+func newSearches() searches {
+	return searches{slots: make(chan struct{}, maxSearches), mu: new(sync.Mutex), byKey: make(map[store.Key]*search)}
+}
+
+// A search is one of a block, for all who want it. The rest is set when done is
+// closed.
+type search struct {
+	done   chan struct{}
+	holder *member // has it; nil: the bucket has, or nobody
+	err    error   // nil: it was found
+}
+
+// searchFor does the read op, for a block that is not in the bucket, which
+// answered notThere.
+func (g *Group) searchFor(ctx context.Context, op *operation, notThere error) (outcome, error) {
+	v := g.view.Load()
+	if !op.isRead() || len(v.groups) == 0 || store.IsLocal(ctx) {
+		return outcome{}, notThere
+	}
+	for {
+		g.search.mu.Lock()
+		s := g.search.byKey[op.key]
+		if s == nil {
+			s = &search{done: make(chan struct{})}
+			g.search.byKey[op.key] = s
+			g.search.mu.Unlock()
+			return g.lead(ctx, s, op, notThere)
+		}
+		g.search.mu.Unlock()
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			return outcome{}, ctx.Err()
+		}
+		switch {
+		case s.err == nil && s.holder != nil:
+			if out, err := g.fetch(ctx, op, s.holder); err == nil {
+				return out, nil
+			}
+			return g.direct(ctx, op, true) // it was uploaded meanwhile
+		case s.err == nil:
+			return g.direct(ctx, op, true)
+		case ctx.Err() == nil && (errors.Is(s.err, context.Canceled) || errors.Is(s.err, context.DeadlineExceeded)):
+			continue // it was given up
+		}
+		return outcome{}, s.err
+	}
+}
+
+// lead searches for all who want the block.
+func (g *Group) lead(ctx context.Context, s *search, op *operation, notThere error) (out outcome, err error) {
+	defer func() {
+		s.err = err
+		g.search.mu.Lock()
+		delete(g.search.byKey, op.key)
+		g.search.mu.Unlock()
+		close(s.done)
+	}()
+	g.stats.searched.Add(1)
+	deadline := time.Now().Add(g.cfg.Timing.Search)
+	wait, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	select {
+	case g.search.slots <- struct{}{}:
+		defer func() { <-g.search.slots }()
+	case <-wait.Done():
+		if ctx.Err() != nil {
+			return outcome{}, ctx.Err()
+		}
+		return outcome{}, errBusy
+	}
+	pause := searchPause
+	for {
+		if out, s.holder = g.askAll(ctx, op); s.holder != nil {
+			g.stats.foundAtPeer.Add(1)
+			g.cfg.Log.Info("a block is not in the bucket yet: a proxy has it", "block", op.key.String(), "proxy", s.holder.settings.Address)
+			return out, nil
+		}
+		if out, err = g.direct(ctx, op, true); err == nil || ctx.Err() != nil {
+			return out.orNothing(err)
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			if errors.Is(err, store.ErrNotExist) {
+				err = notThere
+			}
+			return outcome{}, err
+		}
+		t := time.NewTimer(min(pause, left))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return outcome{}, ctx.Err()
+		}
+		pause = min(2*pause, searchPauses)
+	}
+}
+
+// askAll asks all members that there are and were whether they have the block of
+// op themselves, and reads it from the first that does.
+func (g *Group) askAll(ctx context.Context, op *operation) (outcome, *member) {
+	ctx, cancel := context.WithCancel(store.WithLocal(ctx))
+	defer cancel()
+	members := g.view.Load().everybody(op.key)
+	holders := make(chan *member, len(members))
+	slots := make(chan struct{}, searchAsks)
+	var wg sync.WaitGroup
+	for _, m := range members {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if m.has(ctx, op.key) {
+				holders <- m
+			}
+		})
+	}
+	go func() { wg.Wait(); close(holders) }()
+	for m := range holders {
+		if out, err := g.fetch(ctx, op, m); err == nil {
+			return out, m
+		}
+	}
+	return outcome{}, nil
+}
+
+// has asks the member whether it has the block itself. It does so also if the
+// member is down, or is none any more: it may be back.
+func (m *member) has(ctx context.Context, key store.Key) bool {
+	ctx, cancel := context.WithTimeout(ctx, m.timing.Probe)
+	defer cancel()
+	_, err := m.client.Get(ctx, key, 0, 0)
+	return err == nil
+}
+
+// fetch does op with a member that has the block itself.
+func (g *Group) fetch(ctx context.Context, op *operation, m *member) (outcome, error) {
+	ctx, cancel := context.WithTimeout(store.WithLocal(ctx), g.cfg.Timing.Search)
+	defer cancel()
+	return op.far(ctx, m.client)
+}
+
+// everybody returns all members and former members of all groups, first those of
+// the chosen group, in the order in which the block is to be looked for.
+func (v *view) everybody(key store.Key) []*member {
+	var list []*member
+	seen := make(map[*member]bool)
+	add := func(m *member) {
+		if !seen[m] {
+			seen[m] = true
+			list = append(list, m)
+		}
+	}
+	groups := slices.Clone(v.groups)
+	if at := slices.Index(groups, v.chosen); at > 0 {
+		groups[0], groups[at] = groups[at], groups[0]
+	}
+	for _, p := range groups {
+		for _, name := range p.ring.Owners(key.Hash(), -1) {
+			add(p.members[name])
+		}
+		for _, m := range p.former {
+			add(m)
+		}
+	}
+	return list
+}
