@@ -253,7 +253,7 @@ func newPeerView(s GroupSettings, self string) *peerView {
 func (p *Peers) peer(key memberKey, all map[memberKey]*peer) *peer {
 	known := p.all[key]
 	if known == nil {
-		m := newMember(key.Member, key.noSSL, &p.made, p.doubt, p.doubtAll)
+		m := newMember(key.Member, key.noSSL, &p.made, p.doubt, p.changed)
 		known = &peer{member: m}
 	}
 	all[key] = known
@@ -375,10 +375,18 @@ func (p *Peers) doubt(m *member) {
 	p.poke()
 }
 
-// doubtAll has all peers probed: one went down, and others may be, too, or up.
-func (p *Peers) doubtAll() {
-	for _, m := range p.list() {
-		m.doubted()
+// changed has all peers probed when one went down: others may have, too.
+func (p *Peers) changed() {
+	peers := p.list()
+	failed := func(m *peer) bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.state == stateDown
+	}
+	if slices.ContainsFunc(peers, failed) {
+		for _, m := range peers {
+			m.doubted()
+		}
 	}
 	p.poke()
 }

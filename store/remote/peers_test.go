@@ -158,6 +158,7 @@ func TestAPeerThatIsGoneCostsLittleAndOnce(t *testing.T) {
 		t.Run(state, func(t *testing.T) {
 			inGroup(t, 3, func(t *testing.T, w *world, p *Peers, order []*far) {
 				wantCopy(t, p, order[0], 10*time.Millisecond)
+				time.Sleep(time.Second)
 				order[0].become(state)
 				peer, took, err := copied(t, p, 0)
 				if err != nil || order[1].count() != 1 || took > cost {
@@ -172,6 +173,17 @@ func TestAPeerThatIsGoneCostsLittleAndOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// When one is found dead all others are probed: who died with it costs no more.
+func TestPeersThatDieTogetherAreFoundDeadTogether(t *testing.T) {
+	inGroup(t, 5, func(t *testing.T, w *world, p *Peers, order []*far) {
+		time.Sleep(time.Second)
+		for _, f := range order[:3] {
+			f.become("lost")
+		}
+		wantCopy(t, p, order[3], 2400*time.Millisecond)
+	})
 }
 
 // A peer that fails while nobody asks for anything is known to by the next probe.
