@@ -37,7 +37,7 @@ type heard struct {
 }
 
 // keep notes a report, and forgets those of servers that the group does not
-// know any more: so there are never more than the group has.
+// know, or not any more: so there are never more than the group has.
 func (rs *reports) keep(g *ProxyGroup, r ProxyReport, at time.Time) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -113,9 +113,7 @@ func (a *api) reportBody(r *http.Request, body []byte) (answer ReportAnswer, err
 	answer.Member = slices.Contains(g.Addresses, report.Address)
 	f := g.former(report.Address)
 	answer.Former = f != nil
-	if answer.Member || answer.Former {
-		a.db.reports.keep(g, report, at)
-	}
+	a.db.reports.keep(g, report, at)
 	if f != nil && f.heard(report, at) != *f {
 		err = a.db.noteDrain(g.ID, report, at)
 	}

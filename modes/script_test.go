@@ -2,6 +2,7 @@ package modes
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"flexfs/admin"
 	"flexfs/internal/tlspin"
 )
 
@@ -54,6 +56,7 @@ func TestScripts(t *testing.T) {
 			"token":     token,
 			"scrape":    scrape,
 			"await":     awaitText,
+			"report":    reportTo,
 		},
 	})
 }
@@ -170,6 +173,17 @@ func token(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("%s %s has no token", args[1], args[2])
+}
+
+// reportTo tells admin how a proxy is, in its place: report TOKENFILE JSON.
+func reportTo(ts *testscript.TestScript, neg bool, args []string) {
+	var r admin.ProxyReport
+	ts.Check(json.Unmarshal([]byte(args[1]), &r))
+	addr := ts.Getenv("ADMIN")
+	pin, err := tlspin.Fetch(context.Background(), addr)
+	ts.Check(err)
+	_, err = (Access{Addr: addr, Pin: pin, Token: strings.TrimSpace(ts.ReadFile(args[0]))}).Client().Report(context.Background(), r)
+	ts.Check(err)
 }
 
 func await(ts *testscript.TestScript, try func() error) {
