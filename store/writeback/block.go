@@ -34,7 +34,6 @@ type block struct {
 	due      time.Time     // if timed
 	index    int           // if timed: in the heap
 	element  *list.Element // if ready: in the volume's list
-	cancel   func()        // if uploading: ends it
 	done     chan struct{} // if uploading: closed when it has ended
 }
 
@@ -55,7 +54,7 @@ const (
 type volume struct {
 	id     store.Volume
 	values context.Context // of the latest Put or Keep, which shows our right to peers
-	ready  list.List       // of *block, oldest first
+	ready  list.List       // of *block, in the order they came
 	active int             // uploads at work
 	takes  int             // uploads begun
 
@@ -126,11 +125,9 @@ func (s *Store) move(b *block, to place) {
 	b.where = to
 	switch to {
 	case ready:
-		if b.attempts > 0 {
-			b.element = b.volume.ready.PushFront(b)
-		} else {
-			b.element = b.volume.ready.PushBack(b)
-		}
+		// Those that failed go to the end, too: if it is their own fault, they
+		// must not be all that is tried.
+		b.element = b.volume.ready.PushBack(b)
 	case timed_:
 		heap.Push(&s.timed, b)
 	}

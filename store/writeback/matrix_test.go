@@ -60,6 +60,10 @@ var scenarios = []scenario{
 		w.slow = 3 * time.Second
 		w.on = once("upload@P#1", func() { w.removeMember("P") })
 	}},
+	{name: "damaged blocks vanish", nodes: 3, victim: "P", setUp: func(w *world) {
+		w.node("P").disk.drops = true
+		w.on = once("upload@P#1", func() { w.node("P").suffer(harm{down: time.Second, rot: true}) })
+	}},
 	{name: "bucket away", nodes: 3, setUp: func(w *world) {
 		w.setAway(true)
 		time.AfterFunc(time.Minute, func() { w.setAway(false) })
@@ -70,6 +74,12 @@ func (w *world) setAway(away bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.away = away
+}
+
+func (w *world) isAway() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.away
 }
 
 // removeMember takes a node out of the group: it goes on, but takes nothing new.

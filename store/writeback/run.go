@@ -130,7 +130,7 @@ func (s *Store) uploads(ctx context.Context, work *sync.WaitGroup, now time.Time
 		v.active++
 		s.active++
 		own, cancel := background(ctx, v.values, s.cfg.Timing.Upload)
-		b.cancel, b.done = cancel, make(chan struct{})
+		b.done = make(chan struct{})
 		u := upload{block: b, data: b.data, look: b.look}
 		work.Go(func() {
 			defer cancel()

@@ -29,10 +29,25 @@ func (s *Store) ask(ctx context.Context, peer string) {
 				taken++
 			}
 		}
-		if taken > 0 {
-			s.count.takeovers.Add(int64(taken))
-			s.cfg.Log.Info("blocks that another proxy has not uploaded are uploaded from here", "proxy", peer, "blocks", taken, "answers", !silent)
-		}
+		s.tookOver(peer, taken, silent)
+	}
+}
+
+// tookOver counts and logs what was taken over from a peer.
+func (s *Store) tookOver(peer string, blocks int, silent bool) {
+	if blocks == 0 {
+		return
+	}
+	s.count.takeovers.Add(int64(blocks))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.took[peer]
+	if r == nil {
+		r = new(report)
+		s.took[peer] = r
+	}
+	if n, ok := r.due(blocks, s.cfg.Timing.Report); ok {
+		s.cfg.Log.Info("blocks that another proxy has not uploaded are uploaded from here", "proxy", peer, "blocks", n, "answers", !silent)
 	}
 }
 

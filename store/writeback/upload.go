@@ -120,7 +120,9 @@ func (s *Store) lose(b *block, err error) {
 	}
 	b.lost = true
 	s.count.lost.Add(1)
-	s.cfg.Log.Error("a block that waits for its upload cannot be read here; the other member that has it is to upload it", "block", b.key.String(), "err", err)
+	if n, ok := s.losses.due(1, s.cfg.Timing.Report); ok {
+		s.cfg.Log.Error("blocks that wait for their upload cannot be read here; the other members that have them are to upload them", "blocks", n, "one", b.key.String(), "err", err)
+	}
 }
 
 // bucketFailed notes that a volume's bucket has failed: it is left alone for a

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -24,21 +25,25 @@ type world struct {
 	bucket *mem.Store
 	nodes  []*node
 	timing Timing
+	end    chan struct{}  // closed at the end
+	work   sync.WaitGroup // what must end then
 
 	mu       sync.Mutex
-	away     bool                     // the bucket is
-	slow     time.Duration            // that an upload takes
-	faults   map[string]fault         // by step; guarded by mu
-	always   map[string]fault         // by operation, whenever it is done; guarded by mu
-	count    map[string]int           // steps of that name so far; guarded by mu
-	steps    []step                   // that have been taken; guarded by mu
-	fired    bool                     // a fault of faults has happened; guarded by mu
-	acked    map[store.Key][]byte     // guarded by mu
-	reported map[store.Key]bool       // unreadable ones; guarded by mu
-	order    map[store.Key][]*node    // owners, best first; guarded by mu
-	puts     map[store.Key]int        // bucket puts; guarded by mu
-	on       func(step string)        // is told of each step, if not nil; guarded by mu
-	dice     func(step string) *fault // may have a fault happen, if not nil; guarded by mu
+	away     bool                                 // the bucket is
+	slow     time.Duration                        // that an upload takes
+	faults   map[string]fault                     // by step; guarded by mu
+	always   map[string]fault                     // by operation, whenever it is done; guarded by mu
+	count    map[string]int                       // steps of that name so far; guarded by mu
+	steps    []step                               // that have been taken; guarded by mu
+	fired    bool                                 // a fault of faults has happened; guarded by mu
+	acked    map[store.Key][]byte                 // guarded by mu
+	reported map[store.Key]bool                   // unreadable ones; guarded by mu
+	order    map[store.Key][]*node                // owners, best first; guarded by mu
+	puts     map[store.Key]int                    // bucket puts; guarded by mu
+	refuse   func(store.Key) error                // what the bucket says to a Put, if not nil
+	heard    func(op string, ctx context.Context) // is told of each message, if not nil
+	on       func(step string)                    // is told of each step, if not nil; guarded by mu
+	dice     func(step string) *fault             // may have a fault happen, if not nil; guarded by mu
 }
 
 // A step is something that happens between two parties, or a party and its disk.
@@ -62,7 +67,8 @@ type harm struct {
 	name   string
 	freeze time.Duration // 0: a crash
 	down   time.Duration
-	wipe   bool
+	wipe   bool // the disk is lost
+	rot    bool // what the disk has is damaged
 }
 
 var harms = []harm{
@@ -70,6 +76,7 @@ var harms = []harm{
 	{name: "long crash", down: 90 * time.Second},
 	{name: "crash and loss of the disk", down: 3 * time.Second, wipe: true},
 	{name: "long crash and loss of the disk", down: 90 * time.Second, wipe: true},
+	{name: "crash and damage", down: 3 * time.Second, rot: true},
 	{name: "freeze", freeze: 30 * time.Second},
 }
 
@@ -100,7 +107,7 @@ func newWorld(t *testing.T, n int) *world {
 		faults: make(map[string]fault), always: make(map[string]fault), count: make(map[string]int),
 		acked: make(map[store.Key][]byte), reported: make(map[store.Key]bool),
 		order: make(map[store.Key][]*node), puts: make(map[store.Key]int),
-		slow: 20 * time.Millisecond,
+		slow: 20 * time.Millisecond, end: make(chan struct{}),
 	}
 	for i := range n {
 		w.nodes = append(w.nodes, &node{w: w, name: string(rune('P' + i)), disk: &disk{files: make(map[store.Key]*file)}})
@@ -132,24 +139,22 @@ func (w *world) start() (stop func()) {
 	for _, n := range w.nodes {
 		n.start()
 	}
-	end := make(chan struct{})
-	var reader sync.WaitGroup
-	reader.Go(func() {
+	w.work.Go(func() {
 		for {
-			w.look()
+			w.readAll()
 			select {
-			case <-end:
+			case <-w.end:
 				return
-			case <-time.After(197 * time.Millisecond):
+			case <-time.After(997 * time.Millisecond):
 			}
 		}
 	})
 	return func() {
-		close(end)
-		reader.Wait()
+		close(w.end)
 		for _, n := range w.nodes {
 			n.crash(harm{})
 		}
+		w.work.Wait()
 	}
 }
 
@@ -166,6 +171,42 @@ func (w *world) look() {
 	}
 }
 
+// readAll reads what was acknowledged as a client does, and complains if it cannot.
+func (w *world) readAll() {
+	w.mu.Lock()
+	acked := maps.Clone(w.acked)
+	w.mu.Unlock()
+	for key, want := range acked {
+		if data, err := w.read(key); err != nil || !bytes.Equal(data, want) {
+			w.mu.Lock()
+			last := w.last()
+			w.mu.Unlock()
+			w.t.Errorf("after %v: a client reads %d bytes of %v, error %v; want %d bytes", last, len(data), key, err, len(want))
+		}
+	}
+}
+
+// read asks the members for the block, best first, then all of them for what they
+// hold themselves, then the bucket.
+func (w *world) read(key store.Key) ([]byte, error) {
+	for _, n := range w.owners(key) {
+		p, s := n.running()
+		if p == nil || n.isFrozen() {
+			continue
+		}
+		if data, err := s.Get(context.Background(), key, 0, -1); err == nil {
+			return data, nil
+		}
+	}
+	for _, n := range w.nodes {
+		if data := n.serves(key); data != nil {
+			return data, nil
+		}
+	}
+	return w.bucket.Get(context.Background(), key, 0, -1)
+}
+
+// last returns the names of the last steps. w.mu must be held.
 func (w *world) last() []string {
 	return names(w.steps[max(0, len(w.steps)-12):])
 }
@@ -263,6 +304,9 @@ func (w *world) message(ctx context.Context, op string, from *process, to *node,
 	if to != nil {
 		receiver = to.name
 	}
+	if w.heard != nil {
+		w.heard(op, ctx)
+	}
 	f := w.at(op, sender, receiver, false)
 	w.harm(f, "before")
 	if err := from.pass(); err != nil {
@@ -276,7 +320,7 @@ func (w *world) message(ctx context.Context, op string, from *process, to *node,
 	}
 	time.Sleep(latency)
 	reply := make(chan error, 1)
-	go func() { reply <- w.deliver(context.WithoutCancel(ctx), f, to, do) }()
+	w.work.Go(func() { reply <- w.deliver(context.WithoutCancel(ctx), f, to, do) })
 	var err error
 	select {
 	case err = <-reply:
@@ -367,6 +411,11 @@ func (w *world) bucketPut(ctx context.Context, from *process, key store.Key, dat
 		if away {
 			return errNetwork
 		}
+		if w.refuse != nil {
+			if err := w.refuse(key); err != nil {
+				return err
+			}
+		}
 		w.mu.Lock()
 		w.puts[key]++
 		w.mu.Unlock()
@@ -443,12 +492,16 @@ func (n *node) known() bool {
 
 // serves returns the block if a reader gets it from this node's own disk.
 func (n *node) serves(key store.Key) []byte {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.proc == nil || time.Now().Before(n.thaw) {
+	if p, _ := n.running(); p == nil || n.isFrozen() {
 		return nil
 	}
 	return n.disk.get(key)
+}
+
+func (n *node) isFrozen() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Now().Before(n.thaw)
 }
 
 // suffer has something happen to the node.
@@ -462,10 +515,13 @@ func (n *node) suffer(h harm) {
 	if !n.crash(h) {
 		return
 	}
-	go func() {
-		time.Sleep(h.down)
-		n.start()
-	}()
+	n.w.work.Go(func() {
+		select {
+		case <-time.After(h.down):
+			n.start()
+		case <-n.w.end:
+		}
+	})
 }
 
 // crash ends the process without its knowledge: nothing that it still does has
@@ -481,7 +537,7 @@ func (n *node) crash(h harm) bool {
 	p.ended = true
 	p.stop()
 	n.proc, n.store = nil, nil
-	n.disk.crash(h.wipe)
+	n.disk.crash(h.wipe, h.rot)
 	return true
 }
 
@@ -665,7 +721,10 @@ func (t tier) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, err
 	if data := t.p.node.disk.get(key); data != nil {
 		return store.Clip(data, off, n), nil
 	}
-	return far(t).Get(ctx, key, off, n)
+	if t.p.node.w.isAway() {
+		return nil, errNetwork
+	}
+	return t.p.node.w.bucket.Get(ctx, key, off, n)
 }
 
 func (t tier) Put(ctx context.Context, key store.Key, data []byte) error {
@@ -684,6 +743,7 @@ type disk struct {
 	mu    sync.Mutex
 	files map[store.Key]*file
 	full  bool
+	hold  bool // clean blocks stay
 	drops bool // rotten blocks are dropped when they are read
 }
 
@@ -706,7 +766,7 @@ func (d *disk) isFull() bool {
 func (d *disk) write(key store.Key, data []byte, p *process) *file {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if f := d.files[key]; f != nil && f.synced && f.cleaned.IsZero() && !f.rotten {
+	if f := d.files[key]; f != nil && f.cleaned.IsZero() && !f.rotten {
 		return f
 	}
 	f := &file{key: key, data: data, since: time.Now(), epoch: p.epoch}
@@ -741,7 +801,7 @@ func (d *disk) remove(key store.Key) {
 func (d *disk) get(key store.Key) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if f := d.files[key]; f != nil && f.synced && f.cleaned.IsZero() && !f.rotten {
+	if f := d.files[key]; f != nil && f.synced && (d.hold || f.cleaned.IsZero()) && !f.rotten {
 		return f.data
 	}
 	return nil
@@ -777,7 +837,7 @@ func (d *disk) dirty(epoch int) []store.DirtyBlock {
 	return all
 }
 
-func (d *disk) crash(wipe bool) {
+func (d *disk) crash(wipe, rot bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for key, f := range d.files {
@@ -789,6 +849,7 @@ func (d *disk) crash(wipe bool) {
 		case !f.cleaned.IsZero():
 			delete(d.files, key)
 		}
+		f.rotten = f.rotten || rot
 	}
 }
 

@@ -157,6 +157,8 @@ type Store struct {
 	held     int64                    // bytes of blocks kept in memory; guarded by mu
 	draining int                      // Drains at work; guarded by mu
 	stopped  bool                     // Run has ended; guarded by mu
+	losses   report                   // of blocks that cannot be read; guarded by mu
+	took     map[string]*report       // of blocks taken over, by peer; guarded by mu
 	quiet    chan struct{}            // closed when there is nothing left to do, then replaced; guarded by mu
 }
 
@@ -180,6 +182,7 @@ func New(cfg Config) *Store {
 		asks:    make(map[string][]*block),
 		asking:  make(map[string]bool),
 		news:    make(map[mailbox]*mail),
+		took:    make(map[string]*report),
 		quiet:   make(chan struct{}),
 	}
 }
@@ -211,7 +214,7 @@ func (s *Store) DeleteAll(ctx context.Context, keys []store.Key) error {
 }
 
 // giveUp has a block not be uploaded any more. It waits for an upload that is
-// under way: after a delete, that would bring the block back.
+// under way, which might bring the block back after it was deleted.
 func (s *Store) giveUp(ctx context.Context, key store.Key) error {
 	s.mu.Lock()
 	b := s.blocks[key]
@@ -225,7 +228,6 @@ func (s *Store) giveUp(ctx context.Context, key store.Key) error {
 		s.mu.Unlock()
 		return nil
 	}
-	b.cancel()
 	done := b.done
 	s.mu.Unlock()
 	select {
