@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -61,7 +62,16 @@ func wantRefusal(t *testing.T, resp *http.Response, status int, c code) {
 
 // The forms of requests and answers are the protocol: see docs/format/proxy-http.md.
 func TestAnswersArePinned(t *testing.T) {
-	h := one(t, []byte("0123456789"))
+	kept := new(keeper)
+	s := mem.New(t)
+	if err := s.Put(t.Context(), storetest.Key(0), []byte("0123456789")); err != nil {
+		t.Fatal(err)
+	}
+	h := Handler(Server{Tickets: nominal, Store: serving(s), Replica: kept})
+	key := storetest.Key(0).String()
+	if err := kept.Keep(t.Context(), storetest.Key(1), nil, "a:1"); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		method, path, header, value string
 		status                      int
@@ -76,16 +86,38 @@ func TestAnswersArePinned(t *testing.T) {
 		{"GET", pathOf(0), "Range", "bytes=1-2,4-5", 200, "crc=280c069e range= 0123456789"},
 		{"GET", pathOf(0), "Range", "bytes=4-3", 200, "crc=280c069e range= 0123456789"},
 		{"HEAD", pathOf(0), "", "", 204, "crc= range= "},
+		{"GET", "/v1/blocks/" + key, "Flexfs-Local", "1", 200, "crc=280c069e range= 0123456789"},
+		{"HEAD", pathOf(0), "Flexfs-Local", "1", 204, "crc= range= "},
+		{"HEAD", pathOf(0), "Flexfs-Local", "pending", 404, "crc= range= the block does not wait for its upload here\n"},
+		{"HEAD", pathOf(1), "Flexfs-Local", "pending", 204, "crc= range= "},
+		{"PUT", pathOf(2), "Flexfs-Copy", "a:1", 204, "crc= range= "},
+		{"HEAD", pathOf(2), "Flexfs-Local", "pending", 204, "crc= range= "},
+		{"POST", "/v1/uploaded/" + testVolume, "", "", 204, "crc= range= "},
 		{"DELETE", pathOf(0), "", "", 204, "crc= range= "},
 		{"DELETE", pathOf(0), "", "", 204, "crc= range= "},
 		{"GET", healthPath, "Authorization", "", 200, "crc= range= ok\n"},
 	} {
-		resp := ask(h, test.method, test.path, nil, test.header, test.value)
+		resp := ask(h, test.method, test.path, nil, test.header, test.value, "Flexfs-Crc32c", "00000000") // of no body
 		body, _ := io.ReadAll(resp.Body)
 		got := fmt.Sprintf("crc=%s range=%s %s", resp.Header.Get("Flexfs-Crc32c"), resp.Header.Get("Content-Range"), body)
 		if resp.StatusCode != test.status || got != test.want {
 			t.Errorf("%s %s %s: %s\nanswered %d %q\n    want %d %q", test.method, test.path, test.header, test.value, resp.StatusCode, got, test.status, test.want)
 		}
+	}
+}
+
+func TestRefusalsArePinned(t *testing.T) {
+	want := map[code]int{
+		"not-exist": 404, "corrupt": 502, "origin": 502, "damaged": 422, "read-only": 403, "request": 400, "too-large": 413,
+		"ticket": 401, "expired": 401, "volume": 403, "unknown": 421, "busy": 503, "full": 507,
+	}
+	if !maps.Equal(statusOf, want) {
+		t.Errorf("refusals: %v, want %v", statusOf, want)
+	}
+	resp := ask(one(t, nil), "PUT", pathOf(0), nil, "Flexfs-Copy", "a:1")
+	wantRefusal(t, resp, 507, "full")
+	if resp.Header.Get("Flexfs-Proxy") != "1" || resp.Header.Get("Flexfs-Error") != "full" {
+		t.Errorf("headers of a refusal: %v", resp.Header)
 	}
 }
 

@@ -23,7 +23,8 @@ type Replica interface {
 	// reads of the block, and will be uploaded from here should from not do
 	// it. It does not keep or change data. From is whatever the client said:
 	// it is to be asked for nothing but through [Peers], which knows the
-	// members. An error that wraps [ErrFull] says that there is no room.
+	// members. If it fails, for whatever reason, the other one is told that
+	// there is no room here.
 	Keep(ctx context.Context, key store.Key, data []byte, from string) error
 
 	// Uploaded says that the bucket has the blocks: their copies are copies
@@ -35,7 +36,7 @@ type Replica interface {
 }
 
 // ErrFull is wrapped by the error of a proxy that has no room for a copy, or
-// keeps none.
+// keeps none: see [Replica].
 var ErrFull = errors.New("there is no room for a copy")
 
 const (
@@ -91,7 +92,10 @@ func fromPeer(r *http.Request) bool {
 // store stores a block that was put: as a copy for another member, or in s.
 func (h *handler) store(ctx context.Context, s store.Store, key store.Key, data []byte, r *http.Request) error {
 	if from := r.Header.Get(headerCopy); from != "" {
-		return failed(h.Replica.Keep(ctx, key, data, from))
+		if err := h.Replica.Keep(ctx, key, data, from); err != nil {
+			return refuse(codeFull, "%v", err)
+		}
+		return nil
 	}
 	return failed(s.Put(ctx, key, data))
 }
