@@ -54,7 +54,7 @@ const (
 type volume struct {
 	id     store.Volume
 	values context.Context // of the latest Put or Keep, which shows our right to peers
-	ready  list.List       // of *block, in the order they came
+	ready  list.List       // of *block, oldest first
 	active int             // uploads at work
 	takes  int             // uploads begun
 
@@ -125,9 +125,11 @@ func (s *Store) move(b *block, to place) {
 	b.where = to
 	switch to {
 	case ready:
-		// Those that failed go to the end, too: if it is their own fault, they
-		// must not be all that is tried.
-		b.element = b.volume.ready.PushBack(b)
+		if b.attempts > 0 {
+			b.element = b.volume.ready.PushFront(b)
+		} else {
+			b.element = b.volume.ready.PushBack(b)
+		}
 	case timed_:
 		heap.Push(&s.timed, b)
 	}

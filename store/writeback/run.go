@@ -168,11 +168,12 @@ func (s *Store) pick(now time.Time) (*volume, time.Time) {
 }
 
 // take returns the block to be uploaded next: the oldest, but now and then the
-// newest. The Store's mu must be held.
+// newest, and also after a failure: it may have been the block's own fault. The
+// Store's mu must be held.
 func (v *volume) take() *block {
 	v.takes++
 	e := v.ready.Front()
-	if v.takes%newest == 0 {
+	if v.takes%newest == 0 || v.failures%2 == 1 {
 		e = v.ready.Back()
 	}
 	return e.Value.(*block)
