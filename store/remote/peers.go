@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +30,8 @@ type PeersConfig struct {
 
 	// Dial makes connections; nil is TCP.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	transport func(Member) http.RoundTripper // see Config
 }
 
 // PeerTiming says how long Peers wait for what.
@@ -123,17 +126,17 @@ type peerStats struct {
 
 // PeerStats are numbers since the start. They only grow.
 type PeerStats struct {
-	Asked        int64 // misses for which peers were asked
-	Filled       int64 // of them: those that a peer had
-	FilledBytes  int64
-	Late         int64 // questions that a peer had not answered when it was too late
-	Rejected     int64 // answers that were not the block
-	Copies       int64 // blocks of which a peer keeps a copy
-	CopyBytes    int64
-	CopyFailures int64 // requests to keep a copy that failed
-	CopyNobody   int64 // blocks of which no peer could keep a copy
-	Uploaded     int64 // blocks that peers were told are in the bucket
-	Pending      int64 // questions whether a peer will upload a block
+	Asked        int64 `json:"asked"`  // misses for which peers were asked
+	Filled       int64 `json:"filled"` // of them: those that a peer had
+	FilledBytes  int64 `json:"filledBytes"`
+	Late         int64 `json:"late"`     // questions that a peer had not answered when it was too late
+	Rejected     int64 `json:"rejected"` // answers that were not the block
+	Copies       int64 `json:"copies"`   // blocks of which a peer keeps a copy
+	CopyBytes    int64 `json:"copyBytes"`
+	CopyFailures int64 `json:"copyFailures"` // requests to keep a copy that failed
+	CopyNobody   int64 `json:"copyNobody"`   // blocks of which no peer could keep a copy
+	Uploaded     int64 `json:"uploaded"`     // blocks that peers were told are in the bucket
+	Pending      int64 `json:"pending"`      // questions whether a peer will upload a block
 }
 
 // Stats returns how much was done since the start.
@@ -168,6 +171,9 @@ func NewPeers(cfg PeersConfig) *Peers {
 			Ticket: func() string { return "" },
 			Log:    cfg.Log,
 			Dial:   cfg.Dial,
+
+			transport: cfg.transport,
+
 			Timing: Timing{Probe: t.Probe, Round: t.Round, Pause: t.Pause, Patience: t.Patience, Attempt: t.Attempt},
 		},
 		wake:  make(chan struct{}, 1),

@@ -351,18 +351,9 @@ func TestAPeerWithTheWrongKeyIsNotUsed(t *testing.T) {
 	s.Members[1].Pin = s.Members[2].Pin
 	p := NewPeers(PeersConfig{Self: "self:1"})
 	p.Update(s)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { p.Run(ctx); close(done) }()
-	defer func() { cancel(); <-done }()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		states := p.Members()
-		if !slices.ContainsFunc(states, func(m MemberStatus) bool { return m.State == "new" }) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not probed: %+v", states)
-		}
+	for _, m := range p.list() {
+		p.probe(t.Context(), m)
+		defer m.idle()
 	}
 	for i := range 10 {
 		peer, err := p.Copy(asClient(t), storetest.Key(i), block(i))
