@@ -4,9 +4,10 @@
 # make check  formatting, vet, staticcheck
 # make fuzz   each fuzz target for a while
 # make bench-proxy  measures a proxy against nginx, within four minutes
+# make sim    simulates 1,000 mounts and 64 proxies for hours, in minutes
 # make clean  removes what the others made, except Go's own caches
 
-.PHONY: all build demo test check fuzz bench-proxy clean setup library
+.PHONY: all build demo test check fuzz bench-proxy clean setup library sim
 .DEFAULT_GOAL := build
 
 GO ?= go
@@ -47,6 +48,10 @@ fuzz: library
 # BENCH has more flags for it, such as -json FILE.
 bench-proxy: build
 	@nginx=$$(internal/setup/nginx) && $(GO) run ./internal/proxybench -flexfs bin/flexfs -nginx "$$nginx" $(BENCH)
+
+# SIMFLAGS='-sim.seed N' repeats what happened, -sim.hours N takes less time.
+sim: library
+	$(GO) test -run '^TestSimulation$$' -count 1 -timeout 60m -v ./store/remote -sim.mounts 1000 $(SIMFLAGS)
 
 clean:
 	rm -rf bin $(library)
