@@ -6,12 +6,15 @@ import "sync"
 // makes everything durable that is in it, so one is enough for all who put
 // something there before it began.
 type commit struct {
-	running sync.Mutex // held during a call
+	slot chan struct{} // of capacity 1; taken during a call
 
 	mu   sync.Mutex
 	next *round // that has not begun; guarded by mu
 }
 
+func newCommit() *commit { return &commit{slot: make(chan struct{}, 1)} }
+
+// A round is a call that some wait for.
 type round struct {
 	done chan struct{}
 	err  error // when done is closed
@@ -36,8 +39,8 @@ func (c *commit) do(f func() error) error {
 }
 
 func (c *commit) run(r *round, f func() error) {
-	c.running.Lock()
-	defer c.running.Unlock()
+	c.slot <- struct{}{}
+	defer func() { <-c.slot }()
 	c.mu.Lock()
 	c.next = nil // who comes now may be too late for this one
 	c.mu.Unlock()

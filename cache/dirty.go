@@ -48,9 +48,8 @@ func noRoom(why string, err error) error {
 //
 // An error wraps [ErrNoRoom], unless it is that of ctx. The block is not dirty then,
 // or, if the disk fails in the middle of it, is listed by Dirty. It takes no longer
-// than the disk's patience, for its turn and as long again for the disk. The caller
-// must not change data any more, even after an error: a disk that hangs may still
-// be reading it.
+// than the disk's patience, for its turn and as long again for the disk. One that
+// hangs may still read data after that, but what it reads then is not used.
 func (d *Disk) PutDirty(ctx context.Context, key store.Key, data []byte) error {
 	if len(data) > seal.MaxSealed {
 		return noRoom(fmt.Sprintf("%d bytes are too many", len(data)), nil)
@@ -286,7 +285,7 @@ func (d *Disk) Clean(key store.Key) {
 		d.settleClean(e, h, errHung)
 		return
 	}
-	d.guard(ctx, func() {
+	d.guard(context.Background(), func() {
 		d.settleClean(e, h, d.files.rename(dirtyFile(key), cleanFile(key)))
 	})
 }
@@ -328,6 +327,7 @@ func (d *Disk) settleClean(e *entry, h *hold, err error) {
 	}
 	d.fifo.remove(e)
 	if h.forgotten || e.bad || gone {
+		e.bad = true
 		delete(d.index, e.key)
 		d.mu.Unlock()
 		d.expel(e, h)

@@ -85,7 +85,7 @@ type Disk struct {
 	filling atomic.Int64  // bytes that wait to be written
 	writing chan struct{} // bounds the dirty blocks that are being written
 	rescues chan struct{} // bounds the reads from a disk that is out of use
-	synced  commit        // of the dirty folder
+	synced  *commit       // of the dirty folder
 
 	lock    io.Closer      // of the folder
 	wg      sync.WaitGroup // background work
@@ -145,7 +145,7 @@ func newDisk(next store.Store, cfg DiskConfig, f files) (*Disk, error) {
 	return &Disk{
 		cfg: cfg, next: next, files: f,
 		flights: newFlights(maxFlights),
-		writing: make(chan struct{}, maxWriting), rescues: make(chan struct{}, maxRescues),
+		writing: make(chan struct{}, maxWriting), rescues: make(chan struct{}, maxRescues), synced: newCommit(),
 		health:  health{patience: patience},
 		scanned: make(chan struct{}), closing: make(chan struct{}),
 		index: make(map[store.Key]*entry), busy: make(map[store.Key]*hold), fifo: newFIFO(),

@@ -130,7 +130,6 @@ func (f *fakeFiles) cut(r *rand.Rand) *fakeFiles {
 		after.m[name], after.durable[name] = n, n
 		after.bytes += charge(int64(len(n.data)))
 	}
-	after.peak = after.bytes
 	return after
 }
 

@@ -126,6 +126,10 @@ func (d *Disk) enter(dir string, entries []fs.DirEntry, name func(store.Key) str
 		if err != nil {
 			continue // removed meanwhile
 		}
+		if dir == dirtyName && info.Size() > seal.MaxSealed {
+			d.stranger(dir + "/" + file.Name())
+			continue
+		}
 		if e := d.enterFile(key, info, dir == dirtyName); e != nil {
 			found = append(found, e)
 		}
@@ -136,21 +140,43 @@ func (d *Disk) enter(dir string, entries []fs.DirEntry, name func(store.Key) str
 // enterFile returns the entry of a file, which may have been adopted.
 func (d *Disk) enterFile(key store.Key, info fs.FileInfo, inDirty bool) *entry {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	e := d.index[key]
-	switch {
-	case d.busy[key] != nil:
-		return e
-	case e == nil:
-		return d.admit(key, info.Size(), info.ModTime().Unix(), inDirty)
-	case e.inDirty && !inDirty:
-		// A crash undid that this one was removed when the block became dirty.
-		if err := d.files.remove(cleanFile(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			d.hurt("remove", err)
-			d.used += charge(info.Size()) // until the next start
-		}
+	held := d.busy[key] != nil
+	if e == nil && !held {
+		e = d.admit(key, info.Size(), info.ModTime().Unix(), inDirty)
 	}
+	if held || inDirty || !e.inDirty {
+		d.mu.Unlock()
+		return e
+	}
+	// The same block is in both folders: a crash undid that the copy was removed
+	// when the block became dirty.
+	h := d.hold(key)
+	d.mu.Unlock()
+	d.removeCopy(e, h, info.Size())
 	return e
+}
+
+// removeCopy removes the clean file of a block that is dirty, and ends the hold.
+func (d *Disk) removeCopy(e *entry, h *hold, size int64) {
+	err := d.files.remove(cleanFile(e.key))
+	d.mu.Lock()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.hurt("remove", err)
+		d.used += charge(size) // until the next start
+	}
+	forgotten := h.forgotten
+	if forgotten {
+		e.bad = true
+		delete(d.index, e.key)
+		d.fifo.remove(e)
+	} else {
+		d.end(e.key, h)
+	}
+	d.mu.Unlock()
+	if forgotten {
+		d.expel(e, h)
+	}
 }
 
 // stranger says once that there are files which are not ours, and are not
