@@ -53,7 +53,7 @@ func silence(s admin.MemberStatus) string {
 		text += " since " + s.ReportedAt.Format(time.RFC3339)
 	}
 	if s.DirtyBlocks > 0 {
-		text += fmt.Sprintf(" of %s in %s to upload", roundSize(s.DirtyBytes), blocks(s.DirtyBlocks))
+		text += fmt.Sprintf(", then with %s in %s to upload", roundSize(s.DirtyBytes), blocks(s.DirtyBlocks))
 	}
 	return text
 }
