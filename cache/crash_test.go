@@ -252,8 +252,8 @@ func checkFiles(t *testing.T, d *Disk, f *fakeFiles) {
 	if len(d.busy) > 0 || d.used != sum || there != sum {
 		t.Errorf("%d files are held; %d bytes are counted, %d indexed, %d there", len(d.busy), d.used, sum, there)
 	}
-	if d.used > d.cfg.Quota.Bytes || f.peak > d.cfg.Quota.Bytes {
-		t.Errorf("%d bytes are used, %d were, %d are allowed", d.used, f.peak, d.cfg.Quota.Bytes)
+	if quota := d.limits.quota; d.used > quota || f.peak > quota {
+		t.Errorf("%d bytes are used, %d were, %d are allowed", d.used, f.peak, quota)
 	}
 }
 

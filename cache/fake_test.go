@@ -318,9 +318,7 @@ func openFake(t *testing.T, next store.Store, f *fakeFiles, cfg DiskConfig) *Dis
 	d.wg.Go(d.tend)
 	t.Cleanup(func() {
 		f.setFail(nil)
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
+		closeDisk(t, d)
 	})
 	return d
 }
