@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"flexfs/store/mem"
 	"flexfs/store/seal"
 	"flexfs/store/storetest"
+	"flexfs/store/writeback"
 )
 
 // A filled is a proxy's way to its bucket, by way of its peers.
@@ -385,6 +387,7 @@ type tierOf struct {
 	addr  string
 	peers *Peers
 	disk  *cache.Disk
+	stop  func() // ends what it serves and does
 }
 
 // tier starts a proxy over TCP.
@@ -399,14 +402,51 @@ func tier(t *testing.T, ln net.Listener, bucket store.Store) *tierOf {
 		t.Fatal(err)
 	}
 	tr.disk = disk
-	srv := NewHTTPServer(Handler(Server{Tickets: nominal, Store: serving(disk), Verify: seal.Verify}), slog.New(slog.DiscardHandler))
-	served := make(chan struct{})
-	go func() { srv.Serve(ln); close(served) }()
+	back := writeback.New(writeback.Config{
+		Blocks: disk, Local: disk, Peers: tr.peers, Bucket: bucket,
+		Timing: writeback.Timing{Takeover: 50 * time.Millisecond},
+	})
+	srv := NewHTTPServer(Handler(Server{Tickets: nominal, Store: serving(back), Verify: seal.Verify, Replica: back}), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
-	ran := make(chan struct{})
-	go func() { tr.peers.Run(ctx); close(ran) }()
-	t.Cleanup(func() { srv.Close(); <-served; cancel(); <-ran; disk.Close() })
+	var wg sync.WaitGroup
+	wg.Go(func() { srv.Serve(ln) })
+	wg.Go(func() { tr.peers.Run(ctx) })
+	wg.Go(func() { back.Run(ctx) })
+	tr.stop = sync.OnceFunc(func() { srv.Close(); cancel(); wg.Wait(); disk.Close() })
+	t.Cleanup(tr.stop)
 	return tr
+}
+
+// tiers starts n proxies over TCP, which know who is there.
+func tiers(t *testing.T, n int, bucket store.Store) []*tierOf {
+	t.Helper()
+	var all []*tierOf
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, tier(t, ln, bucket))
+	}
+	return all
+}
+
+// use makes them a group, everybody being up.
+func use(all, members, former []*tierOf) GroupSettings {
+	s := plain(1)
+	for _, tr := range members {
+		s.Members = append(s.Members, Member{Address: tr.addr})
+	}
+	for _, tr := range former {
+		s.Former = append(s.Former, Member{Address: tr.addr})
+	}
+	for _, tr := range all {
+		tr.peers.Update(s)
+		for _, m := range tr.peers.list() {
+			m.healthy(time.Millisecond)
+		}
+	}
+	return s
 }
 
 // However many clients read, and whatever happens to the group, each block is
@@ -425,30 +465,7 @@ func TestABlockIsReadFromTheBucketOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var tiers []*tierOf
-	for range 4 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		tiers = append(tiers, tier(t, ln, bucket))
-	}
-	use := func(members, former []*tierOf) GroupSettings {
-		s := plain(1)
-		for _, tr := range members {
-			s.Members = append(s.Members, Member{Address: tr.addr})
-		}
-		for _, tr := range former {
-			s.Former = append(s.Former, Member{Address: tr.addr})
-		}
-		for _, tr := range tiers {
-			tr.peers.Update(s)
-			for _, m := range tr.peers.list() {
-				m.healthy(time.Millisecond)
-			}
-		}
-		return s
-	}
+	all := tiers(t, 4, bucket)
 	readAll := func(s GroupSettings) {
 		t.Helper()
 		var wg sync.WaitGroup
@@ -475,14 +492,81 @@ func TestABlockIsReadFromTheBucketOnce(t *testing.T) {
 		members, former []*tierOf
 		reads           int
 	}{
-		{"two proxies", tiers[:2], nil, blocks},
-		{"a third comes", tiers[:3], nil, 0},
-		{"the first goes", tiers[1:3], tiers[:1], 0},
-		{"the second is replaced", tiers[2:], tiers[:2], 0},
+		{"two proxies", all[:2], nil, blocks},
+		{"a third comes", all[:3], nil, 0},
+		{"the first goes", all[1:3], all[:1], 0},
+		{"the second is replaced", all[2:], all[:2], 0},
 	} {
-		readAll(use(step.members, step.former))
+		readAll(use(all, step.members, step.former))
 		if n := bucket.seen(); n != step.reads {
 			t.Errorf("%s: %d blocks were read from the bucket %d times, want %d", step.name, blocks, n, step.reads)
+		}
+	}
+}
+
+// The proxy that took a block is gone before the bucket has it: who keeps the copy
+// has it read, by way of any member, and uploads it.
+func TestABlockSurvivesTheProxyThatTookIt(t *testing.T) {
+	const blocks = 8
+	bucket := &spy{Store: mem.New(t)}
+	var mu sync.Mutex
+	works, arrived := false, make(chan store.Key, 100)
+	bucket.do(func(_ context.Context, op string, key store.Key) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case !works:
+			return errors.New("no bucket")
+		case op == "put":
+			arrived <- key
+		}
+		return nil
+	})
+	all := tiers(t, 3, bucket)
+	use(all, all, nil)
+	client := func(tr *tierOf) *Client {
+		return &Client{URL: "http://" + tr.addr, HTTP: &http.Client{Transport: &http.Transport{}}, Ticket: func() string { return testVolume }}
+	}
+	took := client(all[0])
+	sealer := seal.NewSealer(seal.Options{})
+	for i := range blocks {
+		key := storetest.Key(i)
+		sealed, err := sealer.Encode(nil, key, block(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := took.Put(t.Context(), key, sealed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took.HTTP.CloseIdleConnections()
+	all[0].stop()
+	if n := len(bucket.Store.(*mem.Store).Keys()); n > 0 {
+		t.Fatalf("%d blocks are in the bucket", n)
+	}
+	for _, tr := range all[1:] {
+		c := client(tr)
+		defer c.HTTP.CloseIdleConnections()
+		for i := range blocks {
+			got, err := sealer.Over(c).Get(t.Context(), storetest.Key(i), 0, -1)
+			if err != nil || !bytes.Equal(got, block(i)) {
+				t.Errorf("block %d: %d bytes: %v", i, len(got), err)
+			}
+		}
+	}
+	mu.Lock()
+	works = true
+	mu.Unlock()
+	missing := make(map[store.Key]bool)
+	for i := range blocks {
+		missing[storetest.Key(i)] = true
+	}
+	for deadline := time.After(time.Minute); len(missing) > 0; {
+		select {
+		case key := <-arrived:
+			delete(missing, key)
+		case <-deadline:
+			t.Fatalf("%d blocks are not uploaded", len(missing))
 		}
 	}
 }
