@@ -263,8 +263,12 @@ func (c *call) tick() {
 		a.cancel(errTimeout)
 		return
 	}
-	if is[eventDoubt] || is[eventHedge] {
-		a.m.doubt(a.m)
+	switch {
+	case is[eventDoubt] || is[eventHedge] && time.Since(a.began) >= a.m.timing.Patience/2:
+		c.g.doubt(a.m)
+	case is[eventHedge]: // that is not rare
+		a.m.doubted()
+		c.g.poke()
 	}
 	if is[eventHedge] {
 		c.hedgeIfAllowed(&a)

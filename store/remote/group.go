@@ -430,7 +430,7 @@ func (g *Group) findShadow() {
 func (g *Group) doubt(m *member) {
 	m.doubted()
 	now, last := time.Now().UnixNano(), g.doubted.Load()
-	if now-last >= int64(g.cfg.Timing.Probe) && g.doubted.CompareAndSwap(last, now) {
+	if now-last >= int64(g.cfg.Timing.Patience/2) && g.doubted.CompareAndSwap(last, now) {
 		for _, p := range g.view.Load().groups {
 			for _, other := range p.members {
 				other.doubted()

@@ -249,8 +249,12 @@ func (g *Group) choose() {
 		return
 	}
 	g.use(best, rtt)
-	if g.settled { // there may be a better one that was not measured lately
-		g.settled, g.next = false, time.Time{}
+	if !g.settled {
+		return
+	}
+	g.settled, g.next = false, time.Now() // there may be a better one that was not measured lately
+	if current == nil {                   // or one that is back, too, and will be probed until then
+		g.next = g.next.Add(g.cfg.Timing.Pause + g.cfg.Timing.Probe/4)
 	}
 }
 
