@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,10 +18,13 @@ import (
 
 // How long a client may take. A block is at most 8 MiB: that is 1.1 Mbit/s.
 const (
-	bodyTimeout   = time.Minute      // to send the body, and to take the answer
-	headerTimeout = 10 * time.Second // to send the header
+	headerTimeout = 10 * time.Second // to send the header, and before it for the TLS handshake
 	idleTimeout   = 2 * time.Minute  // between requests; longer than Client's
 )
+
+// bodyTimeout is to send the body, and again to take the answer. Only tests
+// change it.
+var bodyTimeout = time.Minute
 
 const maxHeader = 16 << 10 // bytes
 
@@ -41,6 +44,11 @@ type Server struct {
 	// Store returns the blocks of a volume, or an error if this proxy does
 	// not serve it.
 	Store func(volume store.Volume) (store.Store, error)
+
+	// Open opens the file of a block that the server has as one and knows to
+	// be good. Any error says that the block is to be had from Store only. Nil:
+	// there are no files.
+	Open func(ctx context.Context, key store.Key) (*File, error)
 
 	// Verify checks a block that is to be put, as [seal.Verify] does, so that
 	// no client can make others read rubbish. Nil accepts everything.
@@ -105,17 +113,27 @@ func Handler(s Server) http.Handler {
 		mux.Handle("GET "+metricPath, s.Metrics)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set(headerProxy, "1")
+		w.Header()[headerProxy] = protocol
 		bound(w)
+		if r.ContentLength != 0 {
+			// The server reads on to the body's end, also behind a refusal.
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+		}
 		mux.ServeHTTP(w, r)
 	})
 }
+
+// protocol is the version of the protocol. Nobody changes it.
+var protocol = []string{"1"}
 
 // bound gives the client from now on a time to take the answer. The next request
 // on the connection has its own.
 func bound(w http.ResponseWriter) {
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(bodyTimeout)) // an error: w has none, as in a test
 }
+
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
 
 // NewHTTPServer returns a server for h with the limits that the protocol needs:
 // on headers, on idle and dawdling clients, and HTTP/1.1 only, because HTTP/2
@@ -129,6 +147,7 @@ func NewHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
@@ -137,15 +156,6 @@ func NewHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 func serveHealth(w http.ResponseWriter, _ *http.Request) {
 	w.Header()["Date"] = nil
 	io.WriteString(w, "ok\n")
-}
-
-// An answer is what a request for a block gets.
-type answer struct {
-	body  [2][]byte // in a row
-	head  int       // length of the part that is a head, for headerHead; else -1
-	part  bool      // the body is a part of the block, from off
-	off   int64
-	empty bool // there is no body by the nature of the request
 }
 
 func (h *handler) serveBlock(w http.ResponseWriter, r *http.Request) {
@@ -157,6 +167,9 @@ func (h *handler) serveBlock(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Context().Err() != nil:
 		c = codeGone // there is nobody to hear an answer
+	case errors.Is(err, errCut):
+		c = codeCorrupt // and the server closes the connection, as the answer is incomplete
+		h.Log.Warn("the file of a block cannot be read", "path", r.URL.Path, "err", err)
 	case err != nil:
 		h.refuse(w, r, c, err)
 	}
@@ -191,8 +204,11 @@ func (h *handler) block(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	h.send(w, r, a)
-	return nil
+	defer a.release()
+	if err = h.send(w, r, &a); err != nil {
+		s.Get(store.WithVerify(r.Context()), key, 0, 0) // which finds it out too, and brings another
+	}
+	return err
 }
 
 func (h *handler) do(w http.ResponseWriter, r *http.Request, s store.Store, key store.Key) (answer, error) {
@@ -207,7 +223,7 @@ func (h *handler) do(w http.ResponseWriter, r *http.Request, s store.Store, key 
 	a := answer{head: -1, empty: true}
 	switch r.Method {
 	case http.MethodGet:
-		return get(ctx, s, key, r)
+		return h.get(ctx, s, key, r)
 	case http.MethodHead:
 		if local == localPending {
 			return a, h.pending(key)
@@ -299,18 +315,6 @@ func (h *handler) enter(ctx context.Context, slots chan struct{}) error {
 
 func leave(slots chan struct{}) { <-slots }
 
-func get(ctx context.Context, s store.Store, key store.Key, r *http.Request) (answer, error) {
-	if frames := r.Header.Get(headerFrames); frames != "" {
-		return getFrames(ctx, s, key, frames)
-	}
-	off, n, part := parseRange(r.Header.Get("Range"))
-	if !part {
-		off, n = 0, -1
-	}
-	data, err := s.Get(ctx, key, off, n)
-	return answer{body: [2][]byte{data}, head: -1, part: part, off: off}, failed(err)
-}
-
 // put reads the whole body before it begins, so that a client that goes away or
 // is slow has nothing to do with the store.
 func (h *handler) put(ctx context.Context, w http.ResponseWriter, s store.Store, key store.Key, r *http.Request) error {
@@ -325,34 +329,6 @@ func (h *handler) put(ctx context.Context, w http.ResponseWriter, s store.Store,
 	}
 	h.stats.received.Add(int64(len(data)))
 	return h.store(ctx, s, key, data, r)
-}
-
-func (h *handler) send(w http.ResponseWriter, r *http.Request, a answer) {
-	bound(w)
-	header := w.Header()
-	size := len(a.body[0]) + len(a.body[1])
-	if a.empty || a.part && size == 0 {
-		w.WriteHeader(http.StatusNoContent)
-		return
-	}
-	header.Set("Content-Type", "application/octet-stream")
-	header.Set("Content-Length", strconv.Itoa(size))
-	header.Set(headerCRC, checksum(a.body[0], a.body[1]))
-	if a.head >= 0 {
-		header.Set(headerHead, strconv.Itoa(a.head))
-	}
-	if a.part {
-		header.Set("Content-Range", contentRange(a.off, size))
-		w.WriteHeader(http.StatusPartialContent)
-	}
-	for _, part := range a.body {
-		n, err := w.Write(part)
-		h.stats.sent.Add(int64(n))
-		if err != nil {
-			h.Log.Debug("client went away", "client", r.RemoteAddr, "err", err)
-			return
-		}
-	}
 }
 
 // refuse answers with a refusal.

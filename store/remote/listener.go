@@ -1,11 +1,15 @@
 package remote
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -127,6 +131,20 @@ type limitedConn struct {
 	net.Conn
 	once  sync.Once
 	leave func()
+	late  atomic.Bool // the client did not take what it was sent in time
+}
+
+// Write implements [net.Conn]. A client that was late once gets nothing more:
+// when TLS is closed it would else be waited for again.
+func (c *limitedConn) Write(p []byte) (int, error) {
+	if c.late.Load() {
+		return 0, os.ErrDeadlineExceeded
+	}
+	n, err := c.Conn.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.late.Store(true)
+	}
+	return n, err
 }
 
 // Close implements [net.Conn].
@@ -138,6 +156,14 @@ func (c *limitedConn) Close() error {
 // ReadFrom implements [io.ReaderFrom]: a file goes from the kernel to the
 // client, if the connection can do that.
 func (c *limitedConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
+
+// SyscallConn implements [syscall.Conn].
+func (c *limitedConn) SyscallConn() (syscall.RawConn, error) {
+	if raw, ok := c.Conn.(syscall.Conn); ok {
+		return raw.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
 
 // CloseWrite lets a server close a connection so that the client still gets the
 // last answer.

@@ -129,7 +129,17 @@ func checksum(parts ...[]byte) string {
 	for _, part := range parts {
 		crc = crc32.Update(crc, castagnoli, part)
 	}
-	return fmt.Sprintf("%08x", crc)
+	return formatCRC(crc)
+}
+
+// formatCRC returns the value of headerCRC.
+func formatCRC(crc uint32) string {
+	const digits = "0123456789abcdef"
+	var b [8]byte
+	for i := range b {
+		b[i] = digits[crc>>(28-4*i)&15]
+	}
+	return string(b[:])
 }
 
 // formatRange returns the Range header of the n bytes from off, or of all from

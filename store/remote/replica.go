@@ -206,11 +206,11 @@ func readRequest(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, e
 	}
 	rc := http.NewResponseController(w)
 	rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // an error: w has none, as in a test
-	defer rc.SetReadDeadline(time.Time{})
 	data := make([]byte, r.ContentLength)
 	if _, err := io.ReadFull(r.Body, data); err != nil {
 		return nil, refuse(codeRequest, "read the body: %v", err)
 	}
+	rc.SetReadDeadline(time.Time{})
 	if crc := r.Header.Get(headerCRC); crc != checksum(data) {
 		return nil, refuse(codeDamaged, "the body's checksum is %s, but its header says %q", checksum(data), crc)
 	}
