@@ -262,6 +262,9 @@ func TestFormerMembersKeepNoCopies(t *testing.T) {
 		if pending, err := p.Pending(asClient(t), former, storetest.Key(0)); !pending || err != nil {
 			t.Errorf("a former member is asked what it will upload: %v, %v", pending, err)
 		}
+		if pending, err := p.Pending(asClient(t), former, storetest.Key(1)); pending || err != nil {
+			t.Errorf("and what it will not: %v, %v", pending, err)
+		}
 		order[0].become("refuses")
 		time.Sleep(7 * time.Second)
 		if !p.Down(former) {
