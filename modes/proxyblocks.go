@@ -36,10 +36,15 @@ func (p *Proxy) build() {
 	})
 }
 
-// writesThrough reports whether blocks of the volume are acknowledged by the
-// bucket.
+// writeThrough says which blocks are acknowledged by the bucket.
+type writeThrough struct {
+	group   bool // all
+	volumes map[store.Volume]bool
+}
+
 func (p *Proxy) writesThrough(volume store.Volume) bool {
-	return p.group.Load().WriteThrough || p.volumes.writeThrough(volume)
+	t := p.through.Load()
+	return t.group || t.volumes[volume]
 }
 
 // withBackground runs f while peers are probed and blocks uploaded.
@@ -68,20 +73,23 @@ func (p *Proxy) drain(ctx context.Context) {
 
 // salvage uploads what an earlier run left, when admin does not accept this
 // proxy any more: its group may have been deleted. Nobody is served.
-func (p *Proxy) salvage(ctx context.Context) error {
+func (p *Proxy) salvage(ctx context.Context, settings feed[admin.ProxySettings]) error {
 	select {
 	case <-p.disk.Scanned():
 	case <-ctx.Done():
 		return nil
 	}
-	dirty := p.disk.Dirty()
-	if len(dirty) == 0 {
+	dirty := p.disk.Stats()
+	if dirty.DirtyBlocks == 0 {
 		return nil
 	}
-	p.Log.Warn("admin does not accept this proxy, which has blocks that may not be in the bucket yet: uploading them", "blocks", len(dirty))
-	p.group.Store(new(admin.GroupSettings))
+	last, err := settings.kept()
+	if err != nil {
+		return fmt.Errorf("there are %d blocks in %s that may not be in the bucket, and which bucket that is, is not known any more: %w", dirty.DirtyBlocks, p.DiskFolder, err)
+	}
+	p.Log.Warn("admin does not accept this proxy, which has blocks that may not be in the bucket: uploading them", "blocks", dirty.DirtyBlocks, "bytes", dirty.DirtyBytes)
 	p.build()
-	p.origins.update(p.volumes.update(nil, dirty))
+	p.apply(admin.ProxySettings{Volumes: last.Volumes})
 	return p.withBackground(ctx, func() error {
 		if err := p.blocks.Drain(ctx); err != nil {
 			return fmt.Errorf("%d blocks are not uploaded yet: start this proxy again", p.disk.Stats().DirtyBlocks)

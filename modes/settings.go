@@ -45,15 +45,21 @@ func (f *feed[T]) first(ctx context.Context) (admin.Fetched[T], error) {
 	case errors.As(err, &refused) && refused.Status < 500 || f.file == "":
 		return got, fmt.Errorf("settings: %w", err)
 	}
-	data, noFile := os.ReadFile(f.file)
-	if noFile == nil {
-		noFile = json.Unmarshal(data, &got.Settings)
-	}
-	if noFile != nil {
+	var noFile error
+	if got.Settings, noFile = f.kept(); noFile != nil {
 		return got, fmt.Errorf("settings: %w, and there are none from before (%v)", err, noFile)
 	}
 	f.log.Warn("admin does not answer, starting with the last settings", "file", f.file, "err", err)
 	return got, nil
+}
+
+// kept returns the last settings.
+func (f *feed[T]) kept() (last T, err error) {
+	data, err := os.ReadFile(f.file)
+	if err == nil {
+		err = json.Unmarshal(data, &last)
+	}
+	return last, err
 }
 
 // follow calls apply whenever admin has answered, until ctx is done.
