@@ -25,8 +25,9 @@ const (
 	// a long queue both ends get on.
 	newest = 4
 
-	// watch is how often it is looked whether a peer is known to be down.
-	watch = time.Second
+	// watchEvery is how often it is looked, while there are copies of others,
+	// whether one of these is known to be down.
+	watchEvery = time.Second
 )
 
 // Run uploads what is dirty, tells the peers, and takes over what they leave,
@@ -39,19 +40,22 @@ func (s *Store) Run(ctx context.Context) {
 	scanned := s.cfg.Local.Scanned()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var sweep, look time.Time // when they are due
+	var sweep, watch time.Time // when they are due
 	for {
 		now := time.Now()
 		if !now.Before(sweep) {
 			s.sweep()
 			sweep = now.Add(s.cfg.Timing.Takeover)
 		}
-		if !now.Before(look) {
+		if !now.Before(watch) {
 			s.watchPeers()
-			look = now.Add(watch)
+			watch = now.Add(watchEvery)
 		}
-		next := s.start(ctx, &work, now)
-		timer.Reset(max(0, time.Until(earliest(earliest(next, sweep), look))))
+		next, copies := s.start(ctx, &work, now)
+		if copies {
+			next = earliest(next, watch)
+		}
+		timer.Reset(max(0, time.Until(earliest(next, sweep))))
 		select {
 		case <-ctx.Done():
 			return
@@ -92,8 +96,9 @@ func (s *Store) sweep() {
 	}
 }
 
-// start begins all that is due now. It returns when the next is.
-func (s *Store) start(ctx context.Context, work *sync.WaitGroup, now time.Time) (next time.Time) {
+// start begins all that is due now. It returns when the next is, and whether
+// there may be copies of others.
+func (s *Store) start(ctx context.Context, work *sync.WaitGroup, now time.Time) (next time.Time, copies bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.timed) > 0 && !s.timed[0].due.After(now) {
@@ -114,7 +119,7 @@ func (s *Store) start(ctx context.Context, work *sync.WaitGroup, now time.Time) 
 		}
 	}
 	next = earliest(next, s.uploads(ctx, work, now))
-	return earliest(next, s.mails(ctx, work, now))
+	return earliest(next, s.mails(ctx, work, now)), len(s.timed) > 0
 }
 
 // uploads begins uploads. It returns when one can be begun for which it is too

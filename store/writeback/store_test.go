@@ -15,11 +15,14 @@ import (
 	"flexfs/store/storetest"
 )
 
-// play runs a test in a world of n nodes.
-func play(t *testing.T, n int, test func(t *testing.T, w *world)) {
+// play runs a test in a world of n nodes, which options change before they start.
+func play(t *testing.T, n int, test func(t *testing.T, w *world), options ...func(*world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, n)
+		for _, option := range options {
+			option(w)
+		}
 		stop := w.start()
 		defer stop()
 		time.Sleep(time.Second) // until the disks are scanned
@@ -32,7 +35,31 @@ func (w *world) storeOf(name string) *Store {
 	return s
 }
 
-// steps counts the steps of the kind so far.
+func (w *world) setSlow(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.slow = d
+}
+
+func (w *world) setRefuse(refuse func(store.Key) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refuse = refuse
+}
+
+func (w *world) setOrder(key store.Key, order []*node) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.order[key] = order
+}
+
+func (w *world) putsOf(key store.Key) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.puts[key]
+}
+
+// stepsOf counts the steps of the kind so far.
 func (w *world) stepsOf(kind string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -42,7 +69,7 @@ func (w *world) stepsOf(kind string) int {
 func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store {
 		w := newWorld(t, 2)
-		w.slow = 0
+		w.setSlow(0)
 		for _, n := range w.nodes {
 			n.disk.hold = true
 		}
@@ -53,7 +80,7 @@ func TestStore(t *testing.T) {
 
 func TestPutIsOnTwoAndThenInTheBucket(t *testing.T) {
 	play(t, 3, func(t *testing.T, w *world) {
-		w.slow = 10 * time.Second
+		w.setSlow(10 * time.Second)
 		key, data := numbered(1)
 		start := time.Now()
 		if err := w.storeOf("P").Put(t.Context(), key, data); err != nil {
@@ -93,9 +120,8 @@ func TestPutIsOnTwoAndThenInTheBucket(t *testing.T) {
 
 func TestBlocksInMemoryAreBounded(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
-		w.slow = 10 * time.Second
+		w.setSlow(10 * time.Second)
 		s := w.storeOf("P")
-		s.cfg.Memory = 5000
 		for i := range 20 {
 			key, data := numbered(i) // of some 1000 bytes
 			if err := s.Put(t.Context(), key, data); err != nil {
@@ -111,7 +137,7 @@ func TestBlocksInMemoryAreBounded(t *testing.T) {
 			t.Errorf("%d blocks were read from the disk, want 16", n)
 		}
 		w.check()
-	})
+	}, func(w *world) { w.memory = 5000 })
 }
 
 func TestWriteThrough(t *testing.T) {
@@ -143,7 +169,7 @@ func TestWriteThrough(t *testing.T) {
 				if err := w.storeOf("P").Put(t.Context(), key, data); err != nil {
 					t.Fatal(err)
 				}
-				w.acked[key] = data
+				w.ack(key, data)
 				if took := time.Since(start); took > 2*time.Second {
 					t.Errorf("Put took %v", took)
 				}
@@ -158,8 +184,8 @@ func TestWriteThrough(t *testing.T) {
 				}
 				time.Sleep(3 * time.Minute)
 				w.check()
-				if w.puts[key] != 1 {
-					t.Errorf("the block was put into the bucket %d times", w.puts[key])
+				if n := w.putsOf(key); n != 1 {
+					t.Errorf("the block was put into the bucket %d times", n)
 				}
 			})
 		})
@@ -193,7 +219,7 @@ func TestPutThatFailedHalfWay(t *testing.T) {
 		}
 		w.setAway(false)
 		time.Sleep(time.Minute)
-		w.acked[key] = data
+		w.ack(key, data)
 		w.check()
 	})
 }
@@ -241,8 +267,10 @@ func TestTheSameBlockAtTheSameTime(t *testing.T) {
 // uploads.
 func TestTakeover(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
-		w.slow = 50 * time.Second
+		w.setSlow(50 * time.Second)
+		w.mu.Lock()
 		w.always["news"] = fault{lost: true}
+		w.mu.Unlock()
 		key, data := numbered(1)
 		w.put(key, data)
 		time.Sleep(45 * time.Second)
@@ -262,7 +290,9 @@ func TestTakeover(t *testing.T) {
 
 func TestTakeoverAtOnceIfThePeerIsDown(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
+		w.mu.Lock()
 		w.on = once("upload@P#1", func() { w.node("P").suffer(harm{down: time.Hour}) })
+		w.mu.Unlock()
 		key, data := numbered(1)
 		w.put(key, data)
 		time.Sleep(4 * time.Second)
@@ -306,12 +336,8 @@ func TestDamagedBlockIsNotUploaded(t *testing.T) {
 }
 
 func TestBucketAwayForAnHour(t *testing.T) {
+	var log lines
 	play(t, 3, func(t *testing.T, w *world) {
-		var log lines
-		for _, n := range w.nodes {
-			_, s := n.running()
-			s.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
-		}
 		w.setAway(true)
 		for i := range 300 {
 			key, data := numbered(i)
@@ -324,7 +350,8 @@ func TestBucketAwayForAnHour(t *testing.T) {
 		time.Sleep(time.Hour)
 		w.setAway(false)
 		time.Sleep(30 * time.Second)
-		for key := range w.acked {
+		for i := range 300 {
+			key, _ := numbered(i)
 			if _, err := w.bucket.Get(t.Context(), key, 0, 0); err != nil {
 				t.Fatalf("30 s after the bucket came back it does not have %v", key)
 			}
@@ -337,7 +364,7 @@ func TestBucketAwayForAnHour(t *testing.T) {
 		if n := log.count(""); n > 300 {
 			t.Errorf("%d lines were logged", n)
 		}
-	})
+	}, func(w *world) { w.log = slog.New(slog.NewTextHandler(&log, nil)) })
 }
 
 // lines counts lines of a log.
@@ -372,7 +399,7 @@ func TestOneBucketDoesNotHoldUpAnother(t *testing.T) {
 			for i := range bad {
 				bad[i] = store.Volume{byte(i + 1)}
 			}
-			w.refuse = func(key store.Key) error {
+			w.setRefuse(func(key store.Key) error {
 				if key.Volume[1] != 0 {
 					return nil
 				}
@@ -380,7 +407,7 @@ func TestOneBucketDoesNotHoldUpAnother(t *testing.T) {
 					time.Sleep(time.Hour)
 				}
 				return errNetwork
-			}
+			})
 			s := w.storeOf("P")
 			for i := range 200 {
 				key, data := numbered(i)
@@ -396,7 +423,7 @@ func TestOneBucketDoesNotHoldUpAnother(t *testing.T) {
 			if _, err := w.bucket.Get(t.Context(), key, 0, -1); err != nil {
 				t.Errorf("a block waits for the bucket of another volume (hangs: %v): %v", hangs, err)
 			}
-			w.refuse = nil
+			w.setRefuse(nil)
 			time.Sleep(time.Hour)
 			w.check()
 		})
@@ -407,12 +434,12 @@ func TestOneBucketDoesNotHoldUpAnother(t *testing.T) {
 func TestOneBlockDoesNotHoldUpAnother(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
 		poison, data := numbered(1000)
-		w.refuse = func(key store.Key) error {
+		w.setRefuse(func(key store.Key) error {
 			if key == poison {
 				return errors.New("sim: not this one")
 			}
 			return nil
-		}
+		})
 		w.put(poison, data)
 		time.Sleep(time.Minute)
 		for i := range 100 {
@@ -422,7 +449,7 @@ func TestOneBlockDoesNotHoldUpAnother(t *testing.T) {
 		if left := len(w.node("P").disk.dirty(0)); left != 1 {
 			t.Errorf("%d blocks are dirty, want the one that the bucket does not take", left)
 		}
-		w.refuse = nil
+		w.setRefuse(nil)
 		time.Sleep(time.Minute)
 		w.check()
 	})
@@ -431,7 +458,7 @@ func TestOneBlockDoesNotHoldUpAnother(t *testing.T) {
 // After an outage, old blocks are uploaded first, but not only they.
 func TestNewBlocksDoNotWaitForAllOldOnes(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
-		w.slow = time.Second
+		w.setSlow(time.Second)
 		w.setAway(true)
 		s := w.storeOf("P")
 		for i := range 2000 {
@@ -462,7 +489,7 @@ func TestNewBlocksDoNotWaitForAllOldOnes(t *testing.T) {
 
 func TestNewsIsBatched(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
-		w.slow = 0
+		w.setSlow(0)
 		s := w.storeOf("P")
 		var work sync.WaitGroup
 		for i := range 1200 {
@@ -514,7 +541,7 @@ func TestDeletedBlockIsNotUploaded(t *testing.T) {
 // A delete waits for the upload that is under way, or the block would return.
 func TestDeleteDuringTheUpload(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
-		w.slow = time.Second
+		w.setSlow(time.Second)
 		key, data := numbered(1)
 		if err := w.storeOf("P").Put(t.Context(), key, data); err != nil {
 			t.Fatal(err)
@@ -538,12 +565,11 @@ func TestDeleteDuringTheUpload(t *testing.T) {
 
 func TestDrain(t *testing.T) {
 	play(t, 3, func(t *testing.T, w *world) {
-		w.slow = 5 * time.Second
+		w.setSlow(5 * time.Second)
 		for i := range 50 { // half of them are of P, half are copies on P
 			key, data := numbered(i)
-			w.order[key] = w.nodes
 			if i%2 == 0 {
-				w.order[key] = []*node{w.node("S"), w.node("P"), w.node("T")}
+				w.setOrder(key, []*node{w.node("S"), w.node("P"), w.node("T")})
 			}
 			w.put(key, data)
 		}
@@ -591,7 +617,7 @@ func TestDrainOfNothing(t *testing.T) {
 
 func TestRestartAgainAndAgain(t *testing.T) {
 	play(t, 3, func(t *testing.T, w *world) {
-		w.slow = 3 * time.Second
+		w.setSlow(3 * time.Second)
 		for i := range 40 {
 			w.put(numbered(i))
 			if i%4 == 0 {
@@ -615,12 +641,14 @@ func TestBackgroundWorkHasTheValuesOfThePut(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
 		var mu sync.Mutex
 		asked := map[string]any{}
+		w.mu.Lock()
 		w.heard = func(op string, ctx context.Context) {
 			mu.Lock()
 			defer mu.Unlock()
 			asked[op] = ctx.Value(testKey{})
 		}
-		w.slow = 40 * time.Second
+		w.mu.Unlock()
+		w.setSlow(40 * time.Second)
 		key, data := numbered(1)
 		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), testKey{}, "ticket"))
 		if err := w.storeOf("P").Put(ctx, key, data); err != nil {
@@ -628,6 +656,8 @@ func TestBackgroundWorkHasTheValuesOfThePut(t *testing.T) {
 		}
 		cancel()
 		time.Sleep(2 * time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
 		for _, op := range []string{"copy", "ask", "news"} {
 			if asked[op] != "ticket" {
 				t.Errorf("%s has the value %v", op, asked[op])

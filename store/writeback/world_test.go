@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -25,6 +26,8 @@ type world struct {
 	bucket *mem.Store
 	nodes  []*node
 	timing Timing
+	memory int64
+	log    *slog.Logger
 	end    chan struct{}  // closed at the end
 	work   sync.WaitGroup // what must end then
 
@@ -145,7 +148,7 @@ func (w *world) start() (stop func()) {
 			select {
 			case <-w.end:
 				return
-			case <-time.After(997 * time.Millisecond):
+			case <-time.After(w.interval()):
 			}
 		}
 	})
@@ -156,6 +159,13 @@ func (w *world) start() (stop func()) {
 		}
 		w.work.Wait()
 	}
+}
+
+// interval returns how often the reader reads all: less often if that is much.
+func (w *world) interval() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Duration(1+len(w.acked)/4) * 997 * time.Millisecond
 }
 
 // look complains of acknowledged blocks that no reader finds: one that asks all
@@ -258,6 +268,28 @@ func (w *world) check() {
 	}
 }
 
+// settle waits until all faults have happened and nothing is left to do, for a
+// while. It gives up after 10 minutes; check then says what is left.
+func (w *world) settle() {
+	for calm, i := 0, 0; calm < 3 && i < 60; i++ {
+		time.Sleep(10 * time.Second)
+		if calm++; !w.settled() {
+			calm = 0
+		}
+	}
+}
+
+func (w *world) settled() bool {
+	w.mu.Lock()
+	waiting := w.away || len(w.faults) > 0
+	w.mu.Unlock()
+	for _, n := range w.nodes {
+		_, s := n.running()
+		waiting = waiting || s == nil || n.isFrozen() || s.Stats().Waiting > 0 || len(n.disk.dirty(0)) > 0
+	}
+	return !waiting
+}
+
 // at takes a step. It returns the fault that is to happen there.
 func (w *world) at(op, from, to string, local bool) fault {
 	w.mu.Lock()
@@ -304,15 +336,18 @@ func (w *world) message(ctx context.Context, op string, from *process, to *node,
 	if to != nil {
 		receiver = to.name
 	}
-	if w.heard != nil {
-		w.heard(op, ctx)
+	w.mu.Lock()
+	heard, slow := w.heard, w.slow
+	w.mu.Unlock()
+	if heard != nil {
+		heard(op, ctx)
 	}
 	f := w.at(op, sender, receiver, false)
 	w.harm(f, "before")
 	if err := from.pass(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, deadline+w.slow)
+	ctx, cancel := context.WithTimeout(ctx, deadline+slow)
 	defer cancel()
 	if f.lost {
 		<-ctx.Done()
@@ -411,8 +446,11 @@ func (w *world) bucketPut(ctx context.Context, from *process, key store.Key, dat
 		if away {
 			return errNetwork
 		}
-		if w.refuse != nil {
-			if err := w.refuse(key); err != nil {
+		w.mu.Lock()
+		refuse := w.refuse
+		w.mu.Unlock()
+		if refuse != nil {
+			if err := refuse(key); err != nil {
 				return err
 			}
 		}
@@ -445,34 +483,35 @@ type process struct {
 	epoch   int  // tells runs apart; from 1
 	ended   bool // guarded by node.mu
 	stop    context.CancelFunc
-	done    chan struct{}
 	scanned chan struct{}
 }
 
 func (n *node) start() {
-	p := &process{node: n, done: make(chan struct{}), scanned: make(chan struct{})}
+	p := &process{node: n, scanned: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	s := New(Config{
-		Blocks: tier{p}, Local: p, Peers: p, Bucket: far{p}, Timing: n.w.timing,
+		Blocks: tier{p}, Local: p, Peers: p, Bucket: far{p}, Timing: n.w.timing, Memory: n.w.memory, Log: n.w.log,
 		WriteThrough: func(store.Volume) bool { n.mu.Lock(); defer n.mu.Unlock(); return n.closed },
 	})
 	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.w.end:
+		return
+	default:
+	}
 	n.runs++
 	p.epoch = n.runs
 	n.proc, n.store = p, s
-	n.mu.Unlock()
-	go func() {
-		defer close(p.done)
-		s.Run(ctx)
-	}()
-	go func() {
+	n.w.work.Go(func() { s.Run(ctx) })
+	n.w.work.Go(func() {
 		select {
 		case <-time.After(200 * time.Millisecond):
 			close(p.scanned)
 		case <-ctx.Done():
 		}
-	}()
+	})
 }
 
 // running returns the process, or nil if there is none.
