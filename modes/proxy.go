@@ -46,7 +46,8 @@ type Proxy struct {
 	mem     *cache.Mem
 	tickets ticketKeys
 	origins origins
-	through atomic.Pointer[writeThrough]
+	group   atomic.Pointer[admin.GroupSettings]
+	volumes *servedVolumes
 	started time.Time
 
 	below    below            // the disk
@@ -146,10 +147,11 @@ func (p *Proxy) URL() string {
 func (p *Proxy) Serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
 	p.started, p.client = time.Now(), p.Admin.Client()
+	p.volumes = openServedVolumes(filepath.Join(p.StateFolder, "volumes.json"), p.Log)
 	settings := feed[admin.ProxySettings]{p.client, filepath.Join(p.StateFolder, "settings.json"), p.Log}
 	last, err := settings.first(ctx)
 	if err != nil {
-		return unlessEnding(ctx, errors.Join(err, p.salvage(ctx, settings)))
+		return unlessEnding(ctx, errors.Join(err, p.salvage(ctx)))
 	}
 	if err := p.agrees(last.Settings.Group); err != nil {
 		return err
@@ -194,15 +196,9 @@ func (p *Proxy) agrees(group admin.GroupSettings) error {
 
 // apply takes over what admin says.
 func (p *Proxy) apply(s admin.ProxySettings) {
-	through := writeThrough{group: s.Group.WriteThrough, volumes: map[store.Volume]bool{}}
-	for _, v := range s.Volumes {
-		if id, err := store.ParseVolume(v.Volume.ID); err == nil {
-			through.volumes[id] = v.Volume.WriteThrough
-		}
-	}
-	p.through.Store(&through)
 	p.tickets.update(s.TicketKeys)
-	p.origins.update(s.Volumes)
+	p.group.Store(&s.Group)
+	p.origins.update(p.volumes.update(s.Volumes, p.disk.Dirty()))
 	p.peers.Update(groupOf(s.Group))
 }
 
