@@ -46,8 +46,7 @@ type Proxy struct {
 	mem     *cache.Mem
 	tickets ticketKeys
 	origins origins
-	group   atomic.Pointer[admin.GroupSettings]
-	volumes *servedVolumes
+	through atomic.Pointer[writeThrough]
 	started time.Time
 
 	below    below            // the disk
@@ -147,11 +146,10 @@ func (p *Proxy) URL() string {
 func (p *Proxy) Serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
 	p.started, p.client = time.Now(), p.Admin.Client()
-	p.volumes = openServedVolumes(filepath.Join(p.StateFolder, "volumes.json"), p.Log)
 	settings := feed[admin.ProxySettings]{p.client, filepath.Join(p.StateFolder, "settings.json"), p.Log}
 	last, err := settings.first(ctx)
 	if err != nil {
-		return unlessEnding(ctx, errors.Join(err, p.salvage(ctx)))
+		return unlessEnding(ctx, errors.Join(err, p.salvage(ctx, settings)))
 	}
 	if err := p.agrees(last.Settings.Group); err != nil {
 		return err
@@ -196,9 +194,15 @@ func (p *Proxy) agrees(group admin.GroupSettings) error {
 
 // apply takes over what admin says.
 func (p *Proxy) apply(s admin.ProxySettings) {
+	through := writeThrough{group: s.Group.WriteThrough, volumes: map[store.Volume]bool{}}
+	for _, v := range s.Volumes {
+		if id, err := store.ParseVolume(v.Volume.ID); err == nil {
+			through.volumes[id] = v.Volume.WriteThrough
+		}
+	}
+	p.through.Store(&through)
 	p.tickets.update(s.TicketKeys)
-	p.group.Store(&s.Group)
-	p.origins.update(p.volumes.update(s.Volumes, p.disk.Dirty()))
+	p.origins.update(s.Volumes)
 	p.peers.Update(groupOf(s.Group))
 }
 
