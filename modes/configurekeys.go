@@ -32,7 +32,8 @@ func rotateTicketKeyCommand() *cli.Command {
 		Usage: "The key that signs the tickets of mounts.",
 		Description: "Makes a new key. Proxies and metadata servers learn it at once, tickets are signed with it some minutes later, and the\n" +
 			"old key ends when the last ticket by it has expired: no mount notices. With --now the old key ends at once, as it must if\n" +
-			"somebody may have it; mounts get new tickets at once, and what they ask for in that moment is refused and tried again.",
+			"somebody may have it: proxies refuse its tickets within seconds. Mounts get new ones at once, and what they ask for in that\n" +
+			"moment is tried again. A mount that is connected to a metadata server by an old ticket stays connected: restart the server to end that.",
 		Flags: append(c.commonFlags(),
 			&cli.BoolFlag{Name: "now", Usage: "end all other keys and the tickets by them at once", Destination: &r.Now, DisableDefaultText: true}),
 		Action: func(ctx *cli.Context) error {
