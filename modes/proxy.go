@@ -231,7 +231,7 @@ func (p *Proxy) serve(ctx context.Context) error {
 		},
 		Open:        p.open,
 		Verify:      seal.Verify,
-		Replica:     replica{p.blocks},
+		Replica:     p.blocks,
 		Stats:       &p.requests,
 		Status:      func() any { return p.Stats() },
 		Metrics:     metricsHandler(p.metrics),

@@ -130,18 +130,6 @@ func (p *Proxy) reportOnce(ctx context.Context) (admin.ReportAnswer, error) {
 	return answer, err
 }
 
-// replica is what other members ask of this one.
-type replica struct{ *writeback.Store }
-
-// Keep implements [remote.Replica].
-func (r replica) Keep(ctx context.Context, key store.Key, data []byte, from string) error {
-	err := r.Store.Keep(ctx, key, data, from)
-	if errors.Is(err, cache.ErrNoRoom) {
-		return fmt.Errorf("%w: %w", remote.ErrFull, err)
-	}
-	return err
-}
-
 // below is what the disk has below it: it is known later than the disk.
 type below struct{ store.Store }
 
@@ -171,13 +159,15 @@ type ProxyStats struct {
 	Disk      cache.Stats        `json:"disk"`
 	WriteBack writeback.Stats    `json:"writeBack"`
 	Peers     remote.PeerStats   `json:"peers"`
+
+	Members []remote.MemberStatus `json:"members"` // the other members, as this one sees them
 }
 
 // Stats returns what the proxy did.
 func (p *Proxy) Stats() ProxyStats {
 	return ProxyStats{
 		Address: p.Address, Started: p.started, DiskOK: p.disk.InUse(), Requests: p.requests.Now(),
-		Memory: p.mem.Stats(), Disk: p.disk.Stats(), WriteBack: p.blocks.Stats(), Peers: p.peers.Stats(),
+		Memory: p.mem.Stats(), Disk: p.disk.Stats(), WriteBack: p.blocks.Stats(), Peers: p.peers.Stats(), Members: p.peers.Members(),
 	}
 }
 
