@@ -339,7 +339,7 @@ func TestBucketAwayForAnHour(t *testing.T) {
 	var log lines
 	play(t, 3, func(t *testing.T, w *world) {
 		w.setAway(true)
-		for i := range 300 {
+		for i := range 100 {
 			key, data := numbered(i)
 			if err := w.storeOf("P").Put(t.Context(), key, data); err != nil {
 				t.Fatal(err)
@@ -350,7 +350,7 @@ func TestBucketAwayForAnHour(t *testing.T) {
 		time.Sleep(time.Hour)
 		w.setAway(false)
 		time.Sleep(30 * time.Second)
-		for i := range 300 {
+		for i := range 100 {
 			key, _ := numbered(i)
 			if _, err := w.bucket.Get(t.Context(), key, 0, 0); err != nil {
 				t.Fatalf("30 s after the bucket came back it does not have %v", key)

@@ -110,7 +110,8 @@ func newWorld(t *testing.T, n int) *world {
 		faults: make(map[string]fault), always: make(map[string]fault), count: make(map[string]int),
 		acked: make(map[store.Key][]byte), reported: make(map[store.Key]bool),
 		order: make(map[store.Key][]*node), puts: make(map[store.Key]int),
-		slow: 20 * time.Millisecond, end: make(chan struct{}),
+		timing: Timing{Patience: time.Second}, // less than a message's deadline
+		slow:   20 * time.Millisecond, end: make(chan struct{}),
 	}
 	for i := range n {
 		w.nodes = append(w.nodes, &node{w: w, name: string(rune('P' + i)), disk: &disk{files: make(map[store.Key]*file)}})
@@ -668,7 +669,10 @@ func (p *process) IsDirty(key store.Key) bool {
 func (p *process) Scanned() <-chan struct{} { return p.scanned }
 
 // Get implements [Local].
-func (p *process) Get(_ context.Context, key store.Key, off, n int64) (data []byte, err error) {
+func (p *process) Get(ctx context.Context, key store.Key, off, n int64) (data []byte, err error) {
+	if !store.IsLocal(ctx) || !store.MustVerify(ctx) {
+		p.node.w.t.Error("a block is read from the disk for its upload, but need not be checked, or from there")
+	}
 	err = p.local("read", func(func()) error {
 		data, err = p.node.disk.read(key)
 		return err

@@ -101,7 +101,7 @@ type Config struct {
 // Timing says how long a Store waits for what.
 type Timing struct {
 	Takeover time.Duration // for the news that a block was uploaded, before its proxy is asked; default 15 s
-	Patience time.Duration // for the two copies of a Put, before the bucket is turned to as well; default 1 s
+	Patience time.Duration // for the two copies of a Put, before the bucket is turned to as well; default 3 s
 	Batch    time.Duration // that the news of an upload waits for more; default 50 ms
 	Answer   time.Duration // for a peer's answer to a question or news; default 5 s
 	Upload   time.Duration // for one attempt of an upload; default 2 minutes
@@ -116,7 +116,7 @@ func (t *Timing) setDefaults() {
 		value time.Duration
 	}{
 		{&t.Takeover, 15 * time.Second},
-		{&t.Patience, time.Second},
+		{&t.Patience, 3 * time.Second},
 		{&t.Batch, 50 * time.Millisecond},
 		{&t.Answer, 5 * time.Second},
 		{&t.Upload, 2 * time.Minute},
