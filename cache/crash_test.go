@@ -257,15 +257,16 @@ func checkFiles(t *testing.T, d *Disk, f *fakeFiles) {
 	}
 }
 
-// cut stops the machine at a random moment, and starts it again.
-func (m *model) cut() {
+// cut stops the machine at a random moment, and starts it again when the workers
+// have noticed.
+func (m *model) cut(workers *sync.WaitGroup) {
 	m.t.Helper()
 	time.Sleep(time.Duration(m.intn(60_000)) * time.Microsecond)
 	m.mu.Lock()
 	m.stopped = true
 	after := m.files.cut(m.rand)
 	m.mu.Unlock()
-	time.Sleep(time.Minute) // what was under way ends, on files that nobody sees any more
+	workers.Wait() // what was under way ends, on files that nobody sees any more
 	m.close()
 	m.files = after
 	m.open()
@@ -313,7 +314,7 @@ func TestDirtyBlocksSurviveRestartsAndPowerCuts(t *testing.T) {
 						wg.Go(func() { m.work(g, 4, 60) })
 					}
 					if round%2 == 0 {
-						m.cut()
+						m.cut(&wg)
 						continue
 					}
 					wg.Wait()

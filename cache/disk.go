@@ -95,6 +95,7 @@ type Disk struct {
 	mu      sync.Mutex
 	index   map[store.Key]*entry // guarded by mu
 	busy    map[store.Key]*hold  // files being written, moved or removed; guarded by mu
+	removed map[store.Key]bool   // during the scan, which may come across them nevertheless; guarded by mu
 	fifo    *fifo                // guarded by mu
 	used    int64                // sum of charges, of files being written and of damaged ones too; guarded by mu
 	limits  limits               // guarded by mu
@@ -148,7 +149,7 @@ func newDisk(next store.Store, cfg DiskConfig, f files) (*Disk, error) {
 		writing: make(chan struct{}, maxWriting), rescues: make(chan struct{}, maxRescues), synced: newCommit(),
 		health:  health{patience: patience},
 		scanned: make(chan struct{}), closing: make(chan struct{}),
-		index: make(map[store.Key]*entry), busy: make(map[store.Key]*hold), fifo: newFIFO(),
+		index: make(map[store.Key]*entry), busy: make(map[store.Key]*hold), removed: make(map[store.Key]bool), fifo: newFIFO(),
 		limits: limits{quota: cfg.Quota.limit(0, total, free)},
 	}, nil
 }
@@ -519,6 +520,9 @@ func (d *Disk) unlink(e *entry, h *hold) bool {
 	defer d.mu.Unlock()
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		d.used -= charge(e.size)
+		if d.removed != nil {
+			d.removed[e.key] = true
+		}
 		return true
 	}
 	d.hurt("remove", err)

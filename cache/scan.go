@@ -37,6 +37,7 @@ func (d *Disk) scan() bool {
 			d.fifo.push(main, e)
 		}
 	}
+	d.removed = nil           // nothing is written before the scan is over: none of them came back
 	d.limits.at = time.Time{} // it depends on what is used
 	return true
 }
@@ -141,7 +142,7 @@ func (d *Disk) enter(dir string, entries []fs.DirEntry, name func(store.Key) str
 func (d *Disk) enterFile(key store.Key, info fs.FileInfo, inDirty bool) *entry {
 	d.mu.Lock()
 	e := d.index[key]
-	held := d.busy[key] != nil
+	held := d.busy[key] != nil || e == nil && d.removed[key]
 	if e == nil && !held {
 		e = d.admit(key, info.Size(), info.ModTime().Unix(), inDirty)
 	}
