@@ -161,13 +161,13 @@ func (c *call) attempt(m *member) (outcome, error) {
 	defer context.AfterFunc(alive, func() { cancel(context.Cause(alive)) })()
 	began := c.watch(m, alive, cancel)
 	out, err := c.op.far(ctx, m.client)
-	h := c.unwatch()
+	h, took := c.unwatch(), time.Since(began)
 	end := c.endingOf(ctx, err)
-	m.leave(alive, class, end, time.Since(began), err)
+	m.leave(alive, class, end, took, err)
 	switch end {
 	case beaten:
 		c.g.stats.hedgesWon.Add(1)
-		m.outdone(alive, class, len(c.op.data), h.took)
+		m.outdone(alive, class, len(c.op.data), took, h.took)
 		return h.out, nil
 	case released:
 		return outcome{}, context.Cause(ctx)
@@ -358,7 +358,7 @@ func (c *call) runHedge(ctx context.Context, h *hedge, m *member) {
 	close(h.done)
 	c.mu.Unlock()
 	if a.m == m && errors.Is(err, store.ErrNotExist) { // not what is wanted, but an answer
-		m.outdone(a.alive, c.op.class(), len(c.op.data), h.took)
+		m.outdone(a.alive, c.op.class(), len(c.op.data), 0, h.took)
 	}
 }
 

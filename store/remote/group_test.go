@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -25,6 +27,25 @@ type world struct {
 	origin  *spy            // the bucket as the client sees it
 	proxies map[string]*spy // the bucket as each proxy sees it
 	group   *Group
+	log     journal // of the client
+}
+
+// A journal is what was logged.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
 }
 
 // inWorld runs test in a bubble of time.
@@ -60,6 +81,7 @@ func (w *world) client(groups ...GroupSettings) *Group {
 		Groups: groups,
 		Ticket: func() string { return storetest.Key(0).Volume.String() },
 		Dial:   w.net.Dial,
+		Log:    slog.New(slog.NewTextHandler(&w.log, nil)),
 	})
 	w.group.Probe(w.t.Context())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -124,15 +146,20 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (w *world) state(addr string) string {
+func (w *world) state(addr string) string { return w.member(addr).State }
+
+// error returns why a proxy is not used.
+func (w *world) error(addr string) string { return w.member(addr).Error }
+
+func (w *world) member(addr string) MemberStatus {
 	for _, g := range w.group.Status().Groups {
 		for _, m := range g.Members {
 			if m.Address == addr {
-				return m.State
+				return m
 			}
 		}
 	}
-	return "unknown"
+	return MemberStatus{State: "unknown"}
 }
 
 func TestTheNearestGroupIsChosen(t *testing.T) {
@@ -252,32 +279,62 @@ func TestManyMeasurementsInARoundAreOne(t *testing.T) {
 	})
 }
 
-// sick are the ways in which a host may be of no use.
-var sick = map[string]func(h *host){
-	"refuses":         func(h *host) { h.become("refuses") },
-	"packets vanish":  func(h *host) { h.become("lost") },
-	"half open":       func(h *host) { h.become("mute") },
-	"slow to connect": func(h *host) { h.slow = time.Minute },
-	"too far":         func(h *host) { h.is(2 * time.Second) },
+// sick are the ways in which a proxy may be of no use, and what is said of it.
+var sick = map[string]struct {
+	serve  http.HandlerFunc // nil: as a proxy does
+	become func(h *host)
+	tls    bool // the client's side
+	says   string
+}{
+	"refuses":            {become: func(h *host) { h.become("refuses") }, says: "connection refused"},
+	"packets vanish":     {become: func(h *host) { h.become("lost") }, says: "no answer to a probe within 1s"},
+	"accepts, is silent": {become: func(h *host) { h.become("mute") }, says: "no answer to a probe within 1s"},
+	"handshake hangs":    {become: func(h *host) { h.become("mute") }, tls: true, says: "no answer to a probe within 1s"},
+	"no TLS":             {tls: true, says: "HTTP response to HTTPS client"},
+	"slow to connect":    {become: func(h *host) { h.slow = time.Minute }, says: "no answer to a probe within 1s"},
+	"too far":            {become: func(h *host) { h.is(2 * time.Second) }, says: "no answer to a probe within 1s"},
+	"rubbish":            {serve: func(w http.ResponseWriter, _ *http.Request) { raw(w, "220 ready\r\n") }, says: "malformed HTTP"},
+	"status 500":         {serve: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, says: "HTTP status 500"},
+	"another server":     {serve: func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "welcome") }, says: "not from a proxy"},
 }
 
 func TestSickGroupsCostAtMostTheProbe(t *testing.T) {
-	for name, fail := range sick {
+	for name, c := range sick {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				w.fill(1)
-				for _, addr := range []string{"a:1", "a:2", "b:1"} {
-					fail(w.proxy(addr, time.Millisecond))
+				addrs := []string{"b:1"}
+				for i := range 16 {
+					addrs = append(addrs, fmt.Sprintf("a:%d", i))
+				}
+				for _, addr := range addrs {
+					h := w.proxy(addr, time.Millisecond)
+					if c.serve != nil {
+						h = w.net.serve(t, addr, time.Millisecond, c.serve)
+					}
+					if c.become != nil {
+						c.become(h)
+					}
 				}
 				w.proxy("c:1", 5*time.Millisecond)
+				groups := []GroupSettings{plain(1, addrs[1:]...), plain(2, "b:1"), plain(3, "c:1")}
+				groups[0].NoSSL, groups[1].NoSSL = !c.tls, !c.tls
 				start := time.Now()
-				w.client(plain(1, "a:1", "a:2"), plain(2, "b:1"), plain(3, "c:1"))
+				w.client(groups...)
 				if took := time.Since(start); took > time.Second {
 					t.Errorf("the first choice took %v, more than a probe's second", took)
 				}
 				w.wantChosen(3)
 				if took := w.readAll(1); took > 100*time.Millisecond {
 					t.Errorf("then a read took %v", took)
+				}
+				for _, addr := range addrs {
+					if text := w.error(addr); !strings.Contains(text, c.says) {
+						t.Errorf("of %s it is said %q, want %q", addr, text, c.says)
+					}
+					if text := w.log.String(); !strings.Contains(text, "proxy="+addr+" ") || !strings.Contains(text, c.says) {
+						t.Errorf("the log does not name %s and %q:\n%s", addr, c.says, text)
+					}
 				}
 			})
 		})

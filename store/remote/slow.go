@@ -40,7 +40,7 @@ const (
 	silentBucket = 3       // of what the bucket took
 	putSpeed     = 2 << 20 // bytes per second that a write may take longer for
 
-	maxSlowPause  = 5 * time.Minute
+	maxSlowPause  = time.Minute
 	slowProbation = 2 * time.Minute // after which a slow spell is not a continuation of the last
 )
 
@@ -62,7 +62,7 @@ type pace struct {
 type quiet struct {
 	waiting int           // requests under way
 	from    time.Time     // when the first of them began, or another was answered
-	before  time.Duration // the same for those that ended without an answer, since the last answer
+	before  time.Duration // the same for those that ended since the last answer, as the bucket was much quicker
 	bucket  time.Duration // the longest that the bucket took for one of all these; 0: it did none
 }
 
@@ -85,11 +85,8 @@ func (p *pace) leave(c class, end ending) {
 	if s.waiting > 0 { // else all has been forgotten since
 		s.waiting--
 	}
-	switch {
-	case end == answered:
+	if end == answered {
 		*s = quiet{waiting: s.waiting, from: time.Now()}
-	case end == beaten && s.waiting == 0:
-		s.before += time.Since(s.from)
 	}
 }
 
@@ -111,15 +108,19 @@ func (m *member) bearable(c class, size int) time.Duration {
 	return d + time.Duration(size)*time.Second/putSpeed
 }
 
-// outdone notes that the bucket took so long for a request of class c, for which
-// the member still is or was silent.
-func (m *member) outdone(alive context.Context, c class, size int, bucket time.Duration) {
+// outdone notes that the bucket took so long for a request of class c, which the
+// member had not answered after the time waited.
+func (m *member) outdone(alive context.Context, c class, size int, waited, bucket time.Duration) {
 	m.mu.Lock()
 	if m.alive != alive {
 		m.mu.Unlock()
 		return
 	}
-	m.pace.silence[c].bucket = max(m.pace.silence[c].bucket, bucket)
+	s := &m.pace.silence[c]
+	s.bucket = max(s.bucket, bucket)
+	if s.waiting == 0 && isSlower(waited, bucket) {
+		s.before += waited
+	}
 	m.mu.Unlock()
 	m.listen(alive, c, size)
 }
