@@ -1,8 +1,11 @@
 package remote
 
 import (
+	"fmt"
 	"slices"
 	"time"
+
+	"flexfs/hashring"
 )
 
 // A simEvent is something that happens in a simulation, and perhaps ends.
@@ -15,7 +18,7 @@ type simEvent struct {
 
 	// What is looked at when it has ended: how long it is until all mounts
 	// send requests to these proxies again, or use a group again.
-	back  []*simProxy
+	back  func() []*simProxy // nil: there are none
 	any   bool
 	later bool // they are trusted again step by step: it takes a while
 	alone bool // it is one proxy: a mount waits for it once
@@ -27,6 +30,7 @@ type simEvent struct {
 // A simChange is how the members of a group are to change.
 type simChange struct {
 	group        int64
+	was          *hashring.Ring
 	comes, goes  []string
 	owners       []string // by block
 	moved, stray int      // blocks; of them: neither from one that went nor to one that came
@@ -42,8 +46,8 @@ func (s *simulation) events() []simEvent {
 		s.fails("packets to a proxy vanish", simSilent, false, s.member(first, 2)),
 		s.leaves(second, 1),
 		s.fails("a proxy is hung", simHung, false, s.member(second, 0)),
-		s.fails("all proxies of a group vanish", simSilent, false, s.members(first)...),
-		s.fails("all proxies vanish", simSilent, false, append(s.members(first), s.members(second)...)...),
+		s.vanishes("all proxies of a group vanish", first),
+		s.vanishes("all proxies vanish"),
 	}
 	if !s.cfg.all {
 		return few
@@ -53,32 +57,29 @@ func (s *simulation) events() []simEvent {
 
 // many returns all that may happen.
 func (s *simulation) many() []simEvent {
-	var everyone []*simProxy
-	for _, g := range s.settings {
-		everyone = append(everyone, s.members(g.ID)...)
-	}
 	a, b, c, d := s.settings[0].ID, s.settings[1].ID, s.settings[2].ID, s.settings[3].ID
 	return []simEvent{
 		s.fails("a proxy dies, and comes back with its disk", simDead, false, s.member(a, 1)),
-		s.fails("a proxy dies, and comes back with an empty disk", simDead, true, s.member(b, 2)),
+		s.fails("a proxy dies, and comes back with an empty disk", simDead, true, s.member(d, 2)),
 		s.joins(a, s.cfg.members+1),
 		s.fails("packets to a proxy vanish", simSilent, false, s.member(c, 3)),
 		s.fails("a proxy stands still", simFrozen, false, s.member(a, 4)),
 		s.leaves(b, 5),
-		s.fails("a proxy is ten times as slow", simSlow, false, s.member(a, 6)),
+		s.slows(10, s.member(a, 6)),
+		s.slows(100, s.member(b, 8)),
 		s.fails("a proxy answers probes only", simHung, false, s.member(b, 7)),
 		s.replaces(c, 0),
 		s.rolls("all proxies of a group are restarted, one by one", a, false, 5*time.Second, 10*time.Second),
 		s.shuffles(d),
-		s.fails("three proxies of a group die", simDead, false, s.members(c)[5:8]...),
+		s.ails("three proxies of a group die", simDead, 1, false, func() []*simProxy { return s.members(c)[5:8] }),
 		s.dissociates(b),
 		s.isolates(0),
 		s.empties(c),
 		s.loses(),
-		s.fails("all proxies of a group vanish", simSilent, false, s.members(a)...),
+		s.vanishes("all proxies of a group vanish", a),
 		s.supersedes(d, 5),
 		s.rolls("the same, with empty disks", b, true, 10*time.Second, 25*time.Second),
-		s.fails("all proxies vanish", simSilent, false, everyone...),
+		s.vanishes("all proxies vanish"),
 	}
 }
 
@@ -86,7 +87,7 @@ func (s *simulation) groupAt(id int64) int {
 	return slices.IndexFunc(s.settings, func(g GroupSettings) bool { return g.ID == id })
 }
 
-// members returns the proxies of a group as it is at the beginning.
+// members returns the proxies of a group as it is now.
 func (s *simulation) members(id int64) []*simProxy {
 	var all []*simProxy
 	for _, m := range s.settings[s.groupAt(id)].Members {
@@ -97,21 +98,56 @@ func (s *simulation) members(id int64) []*simProxy {
 
 func (s *simulation) member(id int64, i int) *simProxy { return s.members(id)[i] }
 
-// fails has proxies fail for a while.
-func (s *simulation) fails(name string, mode simMode, wipe bool, proxies ...*simProxy) simEvent {
-	all := func(mode simMode) func() {
-		return func() {
-			for _, p := range proxies {
-				if mode == simWell && wipe {
-					p.wipe()
-				}
-				p.become(mode)
+// fails has a proxy fail for a while. It is a member at the beginning.
+func (s *simulation) fails(name string, mode simMode, wipe bool, p *simProxy) simEvent {
+	e := s.ails(name, mode, 1, wipe, func() []*simProxy { return []*simProxy{p} })
+	e.alone = true
+	return e
+}
+
+// slows has a proxy take several times as long for all.
+func (s *simulation) slows(times int, p *simProxy) simEvent {
+	e := s.fails(fmt.Sprintf("a proxy is %d times as slow", times), simSlow, false, p)
+	e.begin = func() { p.become(simSlow, time.Duration(times)) }
+	return e
+}
+
+// vanishes has packets to all members of groups vanish for a while: of all groups
+// if there are no ids.
+func (s *simulation) vanishes(name string, ids ...int64) simEvent {
+	e := s.ails(name, simSilent, 1, false, func() []*simProxy {
+		var all []*simProxy
+		for _, g := range s.settings {
+			if len(ids) == 0 || slices.Contains(ids, g.ID) {
+				all = append(all, s.members(g.ID)...)
 			}
 		}
-	}
+		return all
+	})
+	e.any = len(ids) == 0
+	return e
+}
+
+// ails has proxies fail for a while, which are asked for when it begins.
+func (s *simulation) ails(name string, mode simMode, slower time.Duration, wipe bool, who func() []*simProxy) simEvent {
+	var proxies []*simProxy
 	return simEvent{
-		name: name, begin: all(mode), lasts: s.cfg.lasts, finish: all(simWell), back: proxies,
-		any: len(proxies) > s.cfg.members, later: mode == simSlow || mode == simHung, alone: len(proxies) == 1,
+		name: name, lasts: s.cfg.lasts, later: mode == simSlow || mode == simHung,
+		begin: func() {
+			proxies = who()
+			for _, p := range proxies {
+				p.become(mode, slower)
+			}
+		},
+		finish: func() {
+			for _, p := range proxies {
+				if wipe {
+					p.wipe()
+				}
+				p.become(simWell, 1)
+			}
+		},
+		back: func() []*simProxy { return proxies },
 	}
 }
 
@@ -119,14 +155,14 @@ func (s *simulation) fails(name string, mode simMode, wipe bool, proxies ...*sim
 func (s *simulation) rolls(name string, id int64, wipe bool, down, up time.Duration) simEvent {
 	proxies := s.members(id)
 	takes := time.Duration(len(proxies)) * (down + up)
-	return simEvent{name: name, back: proxies, wait: takes, lasts: time.Second, finish: func() {}, begin: func() {
+	return simEvent{name: name, back: func() []*simProxy { return proxies }, wait: takes, lasts: time.Second, finish: func() {}, begin: func() {
 		for _, p := range proxies {
-			p.become(simDead)
+			p.become(simDead, 1)
 			time.Sleep(down)
 			if wipe {
 				p.wipe()
 			}
-			p.become(simWell)
+			p.become(simWell, 1)
 			time.Sleep(up)
 		}
 	}}
@@ -154,6 +190,7 @@ func (s *simulation) edit(name string, c *simChange, f func(members []Member) []
 		groups := slices.Clone(s.settings)
 		g := &groups[s.groupAt(c.group)]
 		was := g.Members
+		c.was = hashring.New(addresses(was)...)
 		g.Members = f(slices.Clone(was))
 		g.Former = nil
 		for _, m := range was {
@@ -164,7 +201,8 @@ func (s *simulation) edit(name string, c *simChange, f func(members []Member) []
 		if !sameMembers(was, g.Members) {
 			g.ChangedAt = time.Now()
 		}
-		s.change(groups)
+		s.change.Store(c)
+		s.set(groups)
 	}}
 }
 
@@ -221,9 +259,9 @@ func (s *simulation) dissociates(id int64) simEvent {
 		name: "a group is taken from the volume, and given back", lasts: 2 * time.Minute,
 		begin: func() {
 			was = s.settings
-			s.change(slices.DeleteFunc(slices.Clone(was), func(g GroupSettings) bool { return g.ID == id }))
+			s.set(slices.DeleteFunc(slices.Clone(was), func(g GroupSettings) bool { return g.ID == id }))
 		},
-		finish: func() { s.change(was) },
+		finish: func() { s.set(was) },
 	}
 }
 
@@ -234,7 +272,7 @@ func (s *simulation) empties(id int64) simEvent {
 		groups := slices.Clone(s.settings)
 		g := &groups[s.groupAt(id)]
 		was, g.Members, g.Former, g.ChangedAt = g.Members, members, former, time.Now()
-		s.change(groups)
+		s.set(groups)
 	}
 	return simEvent{
 		name: "a group has no members for a while", lasts: 2 * time.Minute,
@@ -249,6 +287,6 @@ func (s *simulation) supersedes(id, next int64) simEvent {
 	g.ChangedAt = time.Now()
 	return simEvent{name: "a group is deleted, and a new one made", begin: func() {
 		groups := slices.DeleteFunc(slices.Clone(s.settings), func(g GroupSettings) bool { return g.ID == id })
-		s.change(append(groups, g))
+		s.set(append(groups, g))
 	}}
 }

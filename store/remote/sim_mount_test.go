@@ -113,6 +113,9 @@ func (m *simMount) write() {
 		key.Ino += uint64(m.id)
 		m.do("put", key, func(ctx context.Context) error { return m.group.Put(ctx, key, simBlock(key)) })
 		m.sim.acknowledge(key)
+		if m.rand.IntN(4) == 0 { // another is told of it at once
+			m.sim.mounts[m.rand.IntN(len(m.sim.mounts))].read(key)
+		}
 	}
 }
 

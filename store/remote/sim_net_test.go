@@ -43,14 +43,13 @@ const (
 	simSilent         // its packets vanish
 	simFrozen         // it stands still, and goes on later
 	simHung           // it answers probes, but no request for a block
-	simSlow           // all it does takes simSlowdown times as long
+	simSlow           // all it does takes several times as long
 )
-
-const simSlowdown = 10
 
 // A simState is how a proxy is for a while. It is not changed but replaced.
 type simState struct {
 	mode    simMode
+	slower  time.Duration // how many times as long all takes
 	run     int           // counts the times that it was started
 	changed chan struct{} // closed when it is replaced
 }
@@ -138,11 +137,7 @@ var simHealthy = http.Header{headerProxy: {"1"}}
 // ask asks the proxy whether it is well.
 func (l *simLink) ask(ctx context.Context) (*http.Response, error) {
 	l.proxy.probes.Add(1)
-	took := l.delay() + 30*time.Microsecond
-	if l.proxy.state.Load().mode == simSlow {
-		took += (simSlowdown - 1) * 30 * time.Microsecond
-	}
-	if err := l.cross(ctx, took, true); err != nil {
+	if err := l.cross(ctx, l.delay()+l.proxy.state.Load().slower*30*time.Microsecond, true); err != nil {
 		return nil, err
 	}
 	return &http.Response{StatusCode: http.StatusOK, Header: simHealthy, Body: http.NoBody}, nil
@@ -154,7 +149,9 @@ func (l *simLink) serve(ctx context.Context, req *http.Request) (*http.Response,
 	if err := l.cross(ctx, way, false); err != nil {
 		return nil, err
 	}
-	l.proxy.requests.Add(1)
+	if req.Header.Get(headerLocal) == "" {
+		l.proxy.requests.Add(1)
+	}
 	w := &simWriter{header: make(http.Header), status: http.StatusOK}
 	l.proxy.handler.ServeHTTP(w, req)
 	if err := l.cross(ctx, way, false); err != nil {

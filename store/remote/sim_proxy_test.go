@@ -28,6 +28,7 @@ const (
 type simProxy struct {
 	sim     *simulation
 	addr    string
+	group   int64
 	site    int
 	handler http.Handler
 	bucket  simBucket
@@ -38,7 +39,8 @@ type simProxy struct {
 	requests atomic.Int64 // requests for blocks
 	astray   atomic.Int64 // of them: while another was the block's owner
 	misses   atomic.Int64 // of blocks that were there from the beginning
-	filled   atomic.Int64 // of them: another member had it
+	moved    atomic.Int64 // of them: the block was another's before the last change of members
+	filled   atomic.Int64 // of these: another member had it
 	news     atomic.Int64 // misses of others
 	fetched  atomic.Int64 // requests to the bucket
 	uploads  atomic.Int64
@@ -64,23 +66,23 @@ type simDirty struct {
 	from *simProxy // that uploads it; nil: this one
 }
 
-func (s *simulation) newProxy(addr string, site int) *simProxy {
+func (s *simulation) newProxy(addr string, group int64, site int) *simProxy {
 	p := &simProxy{
-		sim: s, addr: addr, site: site,
+		sim: s, addr: addr, group: group, site: site,
 		held: make(map[uint64]bool), dirty: make(map[uint64]simDirty), flights: make(map[uint64]chan struct{}),
 	}
 	p.bucket = simBucket{sim: s, gets: &p.fetched, puts: &p.uploads}
 	p.handler = Handler(Server{Tickets: nominal, Store: serving(p)})
-	p.state.Store(&simState{mode: simWell, run: 1, changed: make(chan struct{})})
+	p.state.Store(&simState{mode: simWell, slower: 1, run: 1, changed: make(chan struct{})})
 	p.view.Store(&simView{members: hashring.New(addr), union: hashring.New(addr)})
 	return p
 }
 
 // become changes the proxy's health. One that was dead starts afresh, and looks
 // after what it was to upload.
-func (p *simProxy) become(mode simMode) {
+func (p *simProxy) become(mode simMode, slower time.Duration) {
 	was := p.state.Load()
-	next := &simState{mode: mode, run: was.run, changed: make(chan struct{})}
+	next := &simState{mode: mode, slower: slower, run: was.run, changed: make(chan struct{})}
 	started := was.mode == simDead && mode != simDead
 	if started {
 		next.run++
@@ -136,10 +138,7 @@ func (p *simProxy) act(run int) bool {
 
 // work takes the time that d of work takes, after that which came before.
 func (p *simProxy) work(ctx context.Context, d time.Duration) error {
-	d = time.Duration(float64(d) * (0.5 + rand.Float64()))
-	if p.state.Load().mode == simSlow {
-		d *= simSlowdown
-	}
+	d = p.state.Load().slower * time.Duration(float64(d)*(0.5+rand.Float64()))
 	now := p.sim.now()
 	p.mu.Lock()
 	lane := &p.lanes[0]
@@ -193,7 +192,7 @@ func (p *simProxy) Get(ctx context.Context, key store.Key, off, n int64) ([]byte
 			return nil, err
 		}
 	}
-	if o := p.view.Load().members.Owners(key.Hash(), 1); o[0] != p.addr {
+	if !store.IsLocal(ctx) && !p.owns(p.view.Load().members, key) {
 		p.astray.Add(1)
 	}
 	if err := p.work(ctx, simServe); err != nil {
@@ -229,8 +228,12 @@ func (p *simProxy) fetch(ctx context.Context, key store.Key, id uint64) error {
 		close(done)
 	}()
 	ctx = context.WithoutCancel(ctx)
+	moved := p.hasJustGot(key)
+	if moved {
+		p.moved.Add(1)
+	}
 	if p.fill(ctx, key, id) {
-		if key.Gen.Session == 1 {
+		if moved {
 			p.filled.Add(1)
 		}
 		p.keep(id)
@@ -241,6 +244,18 @@ func (p *simProxy) fetch(ctx context.Context, key store.Key, id uint64) error {
 		p.keep(id)
 	}
 	return err
+}
+
+// owns reports whether a block is this proxy's among members.
+func (p *simProxy) owns(members *hashring.Ring, key store.Key) bool {
+	return members.Len() > 0 && members.Owners(key.Hash(), 1)[0] == p.addr
+}
+
+// hasJustGot reports whether a block is this proxy's since the last change of
+// members.
+func (p *simProxy) hasJustGot(key store.Key) bool {
+	c := p.sim.change.Load()
+	return key.Gen.Session == 1 && c != nil && c.group == p.group && !p.owns(c.was, key) && p.owns(p.view.Load().members, key)
 }
 
 // fill asks the two members for a block that are the first in its order beside

@@ -19,7 +19,7 @@ import (
 
 var (
 	simMounts = flag.Int("sim.mounts", 0, "mounts of TestSimulation; 0 is a small one")
-	simHours  = flag.Float64("sim.hours", 3, "its time, if there are -sim.mounts")
+	simHours  = flag.Float64("sim.hours", 2, "its time, if there are -sim.mounts")
 	simSeed   = flag.Uint64("sim.seed", 0, "what it begins from; 0 draws one")
 )
 
@@ -86,6 +86,7 @@ type simulation struct {
 	cut      atomic.Pointer[simCut]
 	loss     atomic.Uint64 // of a million round trips
 	phase    atomic.Pointer[simPhase]
+	change   atomic.Pointer[simChange] // of members, until something else happens
 	settings []GroupSettings
 	mounts   []*simMount
 	report   simReport
@@ -113,6 +114,7 @@ func newSimulation(t *testing.T, cfg simConfig) *simulation {
 	s := &simulation{
 		t: t, cfg: cfg, rand: rand.New(rand.NewPCG(cfg.seed, 1<<63)), began: time.Now(),
 		proxies: make(map[string]*simProxy), bucket: make(map[uint64]bool),
+		report: simReport{shares: make(map[string]simShare)},
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.working, s.halt = context.WithCancel(s.ctx)
@@ -141,7 +143,7 @@ func (s *simulation) newGroup(id int64, site int) GroupSettings {
 
 func (s *simulation) newMember(group int64, n, site int) Member {
 	addr := fmt.Sprintf("10.%d.0.%d:9040", group, n)
-	p := s.newProxy(addr, site)
+	p := s.newProxy(addr, group, site)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.proxies[addr] = p
@@ -232,9 +234,9 @@ func (s *simulation) news(n int) []store.Key {
 	return slices.Clone(s.recent[max(0, len(s.recent)-n):])
 }
 
-// change changes the settings of the volume. Proxies hear of it within 2 s, mounts
+// set changes the settings of the volume. Proxies hear of it within 2 s, mounts
 // within 10 s, each by itself.
-func (s *simulation) change(groups []GroupSettings) {
+func (s *simulation) set(groups []GroupSettings) {
 	s.settings = groups
 	s.tell(groups, 2*time.Second)
 	for _, m := range s.mounts {
