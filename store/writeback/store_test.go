@@ -409,6 +409,7 @@ func TestOneBucketDoesNotHoldUpAnother(t *testing.T) {
 				return errNetwork
 			})
 			s := w.storeOf("P")
+			w.setSlow(20 * time.Second) // how long the bucket is waited for
 			for i := range 200 {
 				key, data := numbered(i)
 				key.Volume = bad[i%len(bad)]
@@ -417,6 +418,7 @@ func TestOneBucketDoesNotHoldUpAnother(t *testing.T) {
 				}
 			}
 			time.Sleep(3 * time.Minute)
+			w.setSlow(20 * time.Millisecond)
 			key, data := numbered(0)
 			w.put(key, data)
 			time.Sleep(time.Second)
@@ -433,21 +435,23 @@ func TestOneBucketDoesNotHoldUpAnother(t *testing.T) {
 // A block that the bucket never takes does not hold up others of its volume.
 func TestOneBlockDoesNotHoldUpAnother(t *testing.T) {
 	play(t, 2, func(t *testing.T, w *world) {
-		poison, data := numbered(1000)
+		poison, _ := numbered(3000)
 		w.setRefuse(func(key store.Key) error {
-			if key == poison {
+			if key.Ino >= poison.Ino {
 				return errors.New("sim: not this one")
 			}
 			return nil
 		})
-		w.put(poison, data)
+		for i := range 9 {
+			w.put(numbered(3000 + i))
+		}
 		time.Sleep(time.Minute)
 		for i := range 100 {
 			w.put(numbered(i))
 		}
 		time.Sleep(20 * time.Second)
-		if left := len(w.node("P").disk.dirty(0)); left != 1 {
-			t.Errorf("%d blocks are dirty, want the one that the bucket does not take", left)
+		if left := len(w.node("P").disk.dirty(0)); left != 9 {
+			t.Errorf("%d blocks are dirty, want the 9 that the bucket does not take", left)
 		}
 		w.setRefuse(nil)
 		time.Sleep(time.Minute)
@@ -565,7 +569,10 @@ func TestDeleteDuringTheUpload(t *testing.T) {
 
 func TestDrain(t *testing.T) {
 	play(t, 3, func(t *testing.T, w *world) {
-		w.setSlow(5 * time.Second)
+		w.setSlow(time.Second)
+		w.mu.Lock()
+		w.always["news"] = fault{lost: true}
+		w.mu.Unlock()
 		for i := range 50 { // half of them are of P, half are copies on P
 			key, data := numbered(i)
 			if i%2 == 0 {
@@ -574,7 +581,8 @@ func TestDrain(t *testing.T) {
 			w.put(key, data)
 		}
 		s := w.storeOf("P")
-		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		start := time.Now()
+		short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		if err := s.Drain(short); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Drain in too short a time: %v", err)
@@ -594,6 +602,9 @@ func TestDrain(t *testing.T) {
 		}
 		if err := <-done; err != nil {
 			t.Errorf("Drain: %v", err)
+		}
+		if took := time.Since(start); took > 14*time.Second {
+			t.Errorf("Drain took %v, as if it waited for the others", took)
 		}
 		if left := w.node("P").disk.dirty(0); len(left) != 0 {
 			t.Errorf("%d blocks are dirty after Drain", len(left))
