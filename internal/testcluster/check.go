@@ -2,7 +2,10 @@ package testcluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 
 	"flexfs/admin"
 	"flexfs/internal/tlspin"
@@ -109,6 +112,21 @@ func (w *walk) file(ctx context.Context, ino meta.Ino, name string) error {
 			return nil
 		}
 	}
+}
+
+// dirty returns the files of blocks below the folder of a proxy that has ended
+// which it did not upload.
+func dirty(folder string) (left []string, err error) {
+	err = filepath.WalkDir(filepath.Join(folder, "dirty"), func(name string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && e.Type().IsRegular() {
+			left = append(left, name)
+		}
+		return err
+	})
+	return left, err
 }
 
 // checkTree verifies the metadata that the service left.

@@ -17,6 +17,7 @@ import (
 
 	"flexfs/admin"
 	"flexfs/cache"
+	"flexfs/internal/faultnet"
 	"flexfs/modes"
 	"flexfs/store/remote"
 )
@@ -33,6 +34,7 @@ type Options struct {
 	BlockStore *admin.BlockStore // nil: a folder
 	Lease      time.Duration     // of the metadata service; 0: 2 s
 	Timing     remote.Timing     // of mounts' probes; zero fields: fast ones
+	FaultyNet  bool              // clients reach each proxy by a line that can fail: see Proxy.Net
 }
 
 // A Cluster runs until the end of its test, which then makes sure that all
@@ -52,6 +54,7 @@ type Cluster struct {
 	access modes.Access
 	meta   *process
 	metaID int64
+	lines  []*faultnet.Net
 
 	mu     sync.Mutex
 	mounts []*Mount // guarded by mu
@@ -67,13 +70,16 @@ type Group struct {
 
 // A Proxy is a member of a group, or one that was taken out of it.
 type Proxy struct {
-	Addr   string
-	Folder string // its cache
+	Addr   string        // where clients connect to
+	Folder string        // its cache
+	Net    *faultnet.Net // the line from Addr to the proxy; nil: they connect directly
 
 	c     *Cluster
 	group *Group
 	dir   string
+	bind  string // where it listens
 	run   *process
+	proxy *modes.Proxy
 }
 
 // A Mount is a mounted volume.
@@ -266,8 +272,7 @@ func (c *Cluster) AddGroup(n int) *Group {
 		c.must(err)
 		g.Token = full.Token
 	}
-	_, err = admin.Create[admin.VolumeProxyGroup](c.ctx(), c.Client, map[string]any{"volumeID": c.Volume.ID, "proxyGroupID": g.ID})
-	c.must(err)
+	c.Associate(g)
 	for i, p := range g.Proxies {
 		p.serve(servers[i])
 	}
@@ -294,8 +299,14 @@ func (c *Cluster) newProxy(g *Group, addr string) (*Proxy, *modes.Proxy) {
 	p := &Proxy{c: c, group: g, dir: c.t.TempDir()}
 	mode := p.mode(addr)
 	c.must(mode.Listen())
-	p.Addr = mode.URL()[len("https://"):]
-	p.Folder = mode.DiskFolder
+	p.bind = mode.URL()[len("https://"):]
+	p.Addr, p.Folder = p.bind, mode.DiskFolder
+	if c.opt.FaultyNet {
+		line, err := faultnet.New(p.bind)
+		c.must(err)
+		c.lines = append(c.lines, line)
+		p.Net, p.Addr = line, line.Addr()
+	}
 	return p, mode
 }
 
@@ -309,8 +320,11 @@ func (p *Proxy) mode(addr string) *modes.Proxy {
 func (p *Proxy) serve(mode *modes.Proxy) {
 	mode.Address, mode.Admin = p.Addr, p.c.access
 	mode.Admin.Token = p.group.Token
-	p.run = start("proxy "+p.Addr, mode.Serve)
+	p.run, p.proxy = start("proxy "+p.Addr, mode.Serve), mode
 }
+
+// Stats returns what the proxy did since its last start.
+func (p *Proxy) Stats() modes.ProxyStats { return p.proxy.Stats() }
 
 // AddProxy starts one more proxy with the group's token. It is not a member of
 // the group: see SetMembers.
@@ -326,12 +340,31 @@ func (c *Cluster) AddProxy(g *Group) *Proxy {
 // knows their keys.
 func (c *Cluster) SetMembers(g *Group, members ...*Proxy) {
 	c.t.Helper()
-	var addresses []string
+	addresses := []string{}
 	for _, p := range members {
 		addresses = append(addresses, p.Addr)
 	}
 	c.must(admin.Update[admin.ProxyGroup](c.ctx(), c.Client, map[string]any{"addresses": addresses}, fmt.Sprint(g.ID)))
 	c.pinned(g)
+}
+
+// Associate gives the volume the group.
+func (c *Cluster) Associate(g *Group) {
+	c.t.Helper()
+	_, err := admin.Create[admin.VolumeProxyGroup](c.ctx(), c.Client, map[string]any{"volumeID": c.Volume.ID, "proxyGroupID": g.ID})
+	c.must(err)
+}
+
+// Dissociate takes the group from the volume.
+func (c *Cluster) Dissociate(g *Group) {
+	c.t.Helper()
+	c.must(admin.Delete[admin.VolumeProxyGroup](c.ctx(), c.Client, c.Volume.ID, fmt.Sprint(g.ID)))
+}
+
+// DeleteGroup deletes the group, though the volume uses it. Its proxies go on.
+func (c *Cluster) DeleteGroup(g *Group) {
+	c.t.Helper()
+	c.must(c.Client.DeleteByForce(c.ctx(), admin.TableOf[admin.ProxyGroup](), fmt.Sprint(g.ID)))
 }
 
 // Stop ends the proxy: its address refuses connections.
@@ -343,9 +376,22 @@ func (p *Proxy) Stop() {
 // Start starts a stopped proxy at its old address with its old cache.
 func (p *Proxy) Start() {
 	p.c.t.Helper()
-	mode := p.mode(p.Addr)
+	mode := p.mode(p.bind)
 	p.c.must(mode.Listen())
 	p.serve(mode)
+}
+
+// SetLine changes the lines to all proxies of the group.
+func (g *Group) SetLine(line faultnet.Line) {
+	for _, p := range g.Proxies {
+		p.SetLine(line)
+	}
+}
+
+// SetLine changes the line to the proxy, see Options.FaultyNet.
+func (p *Proxy) SetLine(line faultnet.Line) {
+	p.c.t.Helper()
+	p.c.must(p.Net.Set(line))
 }
 
 // Mount mounts the volume in a folder of its own; change may change how. The
@@ -417,6 +463,12 @@ func (c *Cluster) await(what string, try func() error) {
 
 // end stops everything, mounts first, and checks what is left.
 func (c *Cluster) end() {
+	for _, line := range c.lines {
+		defer line.Close()
+		if err := line.Set(faultnet.Line{}); err != nil {
+			c.t.Error(err)
+		}
+	}
 	c.mu.Lock()
 	mounts := c.mounts
 	c.mu.Unlock()
@@ -428,6 +480,9 @@ func (c *Cluster) end() {
 	for _, g := range c.Groups {
 		for _, p := range g.Proxies {
 			c.report(p.run)
+			if left, err := dirty(p.Folder); len(left) > 0 || err != nil {
+				c.t.Errorf("proxy %s ended with %d blocks that are not in the bucket, such as %v (%v)", p.Addr, len(left), left[:min(1, len(left))], err)
+			}
 		}
 	}
 	if c.Token != "" {
