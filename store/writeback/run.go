@@ -178,7 +178,7 @@ func (s *Store) pick(now time.Time) (*volume, time.Time) {
 func (v *volume) take() *block {
 	v.takes++
 	e := v.ready.Front()
-	if v.takes%newest == 0 || v.failures%2 == 1 {
+	if v.takes%newest == 0 || v.failures > 0 {
 		e = v.ready.Back()
 	}
 	return e.Value.(*block)
