@@ -392,25 +392,68 @@ type result struct {
 	took time.Duration
 }
 
+// races are those under way, which Run waits for.
+type races struct {
+	life context.Context // ends with Run
+	kill context.CancelFunc
+
+	sync.WaitGroup
+	mu sync.Mutex // held to add to none
+}
+
+func newRaces() *races {
+	r := new(races)
+	r.life, r.kill = context.WithCancel(context.Background())
+	return r
+}
+
+// begin adds n goroutines, unless all is over.
+func (r *races) begin(n int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.life.Err() != nil {
+		return false
+	}
+	r.Add(n)
+	return true
+}
+
+// end ends all races.
+func (r *races) end() {
+	r.mu.Lock()
+	r.kill()
+	r.mu.Unlock()
+	r.Wait()
+}
+
 // race does the operation through m and by the bucket at the same time. The first
 // good answer counts, and what the member does is judged. It may go on when race
 // has returned, but not for much longer than the bucket took.
 func (c *call) race(m *member, alive context.Context) (outcome, error) {
+	if !c.g.races.begin(2) { // Run has ended
+		m.withdraw(c.op.class())
+		m.undecided(alive)
+		return outcome{}, errPassed
+	}
 	op := c.op
 	op.data = bytes.Clone(op.data)
 	c.g.stats.compared.Add(1)
 	far, endFar := context.WithTimeout(context.WithoutCancel(c.ctx), m.timing.Attempt)
 	release := context.AfterFunc(alive, endFar)
+	stop := context.AfterFunc(c.g.races.life, endFar)
 	near, endNear := context.WithTimeout(c.ctx, m.timing.Attempt)
 	defer endNear()
 	proxy, bucket := make(chan result, 1), make(chan result, 1)
 	began := time.Now()
 	go func() {
+		defer c.g.races.Done()
 		out, err := op.far(far, m.client)
 		release()
+		stop()
 		proxy <- result{out, err, time.Since(began)}
 	}()
 	go func() {
+		defer c.g.races.Done()
 		out, err := c.g.direct(near, &op, true)
 		bucket <- result{out, err, time.Since(began)}
 	}()
@@ -432,7 +475,7 @@ func (c *call) race(m *member, alive context.Context) (outcome, error) {
 	case b = <-bucket:
 	}
 	if b.err == nil {
-		go judge(m, alive, class, b.took, began, proxy, endFar)
+		c.g.races.Go(func() { judge(m, alive, class, b.took, began, proxy, endFar) })
 		return b.out, nil
 	}
 	// The bucket cannot do it, and so there is no comparison.

@@ -113,6 +113,7 @@ type Group struct {
 	shadow  atomic.Pointer[member] // on trial, but not in the chosen group
 	doubted atomic.Int64           // when all members of the group were doubted last, in Unix nanoseconds
 	search  searches
+	races   *races
 
 	// Lock order: mu before the mu of a member. Nobody talks to a server
 	// while holding either.
@@ -182,6 +183,7 @@ func New(cfg Config) *Group {
 		hedges:  newBudget(hedgeShare, hedgeBurst),
 		retries: newBudget(retryShare, retryBurst),
 		search:  newSearches(),
+		races:   newRaces(),
 	}
 	g.view.Store(&view{})
 	g.Update(cfg.Groups, cfg.MaxProxied)
@@ -396,9 +398,20 @@ func (g *Group) tryShadow(ctx context.Context, op *operation) {
 		m.withdraw(op.class())
 		return
 	}
-	c := &call{g: g, ctx: context.WithoutCancel(ctx), op: *op}
+	if !g.races.begin(1) {
+		m.withdraw(op.class())
+		return
+	}
+	c := &call{g: g, op: *op}
 	c.op.data = bytes.Clone(op.data)
-	go c.race(m, alive)
+	shadow, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.ctx = shadow
+	go func() {
+		defer g.races.Done()
+		defer cancel()
+		defer context.AfterFunc(g.races.life, cancel)()
+		c.race(m, alive)
+	}()
 }
 
 // reconsider chooses again after a member went up or down.

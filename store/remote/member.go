@@ -223,11 +223,8 @@ func (m *member) leave(alive context.Context, c class, end ending, took time.Dur
 	m.stats.active.Add(-1)
 	m.mu.Lock()
 	m.pace.leave(c, end)
-	if end == answered {
-		m.heard = time.Now()
-		if c != classOther { // whoever else waits will doubt again
-			m.check = time.Time{}
-		}
+	if end == answered && c != classOther {
+		m.heard, m.check = time.Now(), time.Time{} // whoever else waits will doubt again
 	}
 	if end == gaveUp || end == beaten {
 		m.trying = m.trying && m.pace.judged

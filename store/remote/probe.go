@@ -46,9 +46,11 @@ func clearly(a, b time.Duration) bool {
 }
 
 // Run measures the groups and keeps the choice good until ctx is done; then it
-// closes idle connections. It is to be called once.
+// closes idle connections, and no member is compared with the bucket any more. It
+// is to be called once.
 func (g *Group) Run(ctx context.Context) {
 	defer g.closeIdle()
+	defer g.races.end()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ended := make(chan struct{}, 1) // the round that was running

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,17 +80,23 @@ func TestARoundMeasuresAFewMembers(t *testing.T) {
 		}
 		g := w.client(settings...)
 		w.wantChosen(1)
+		w.net.mu.Lock()
 		if len(probes) != 48 {
 			t.Errorf("%d of 48 members were measured at first, want all", len(probes))
 		}
+		w.net.mu.Unlock()
 		time.Sleep(g.cfg.Timing.Round + time.Second)
+		w.net.mu.Lock()
 		clear(probes)
+		w.net.mu.Unlock()
 		const rounds = 20
 		time.Sleep(rounds * g.cfg.Timing.Round)
 		sum := 0
+		w.net.mu.Lock()
 		for _, n := range probes {
 			sum += n
 		}
+		w.net.mu.Unlock()
 		perRound := samples * (perRoundChosen + 2*perRoundOther + 3)
 		if sum < rounds*perRound*9/10 || sum > rounds*perRound*12/10 {
 			t.Errorf("%d requests in %d rounds, want about %d in each", sum, rounds, perRound)
@@ -145,18 +152,18 @@ func TestHealthyMembersAreNotDoubted(t *testing.T) {
 		w.seal(100)
 		w.proxy("a:1", time.Millisecond)
 		w.proxy("b:1", 10*time.Millisecond)
-		probes := 0
+		var probes atomic.Int64
 		h := Handler(Server{Tickets: nominal, Store: serving(w.proxies["a:1"])})
 		w.net.serve(t, "a:1", time.Millisecond, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == healthPath {
-				probes++
+				probes.Add(1)
 			}
 			h.ServeHTTP(rw, r)
 		}))
 		w.client(plain(1, "a:1"), plain(2, "b:1"))
 		w.bucketTakes(100 * time.Millisecond)
 		time.Sleep(15 * time.Second)
-		probes = 0
+		probes.Store(0)
 		for i := range 600 { // a minute
 			if i%10 == 0 {
 				w.takes("a:1", 90*time.Millisecond)
@@ -166,8 +173,8 @@ func TestHealthyMembersAreNotDoubted(t *testing.T) {
 			w.all(1, ways["get"])
 			time.Sleep(95 * time.Millisecond)
 		}
-		if most := 8 * samples; probes > most {
-			t.Errorf("in a minute there were %d probes, want at most %d", probes, most)
+		if most, n := int64(8*samples), probes.Load(); n > most {
+			t.Errorf("in a minute there were %d probes, want at most %d", n, most)
 		}
 	})
 }

@@ -216,6 +216,23 @@ func TestASlowBucketMakesNoMemberSlow(t *testing.T) {
 	}
 }
 
+// What a proxy has to wait for may take longer than what the client waits for.
+func TestAMissOfASlowBucketMakesNoMemberSlow(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.seal(20)
+		w.proxy("a:1", time.Millisecond)
+		w.client(plain(1, "a:1"))
+		w.bucketTakes(1500 * time.Millisecond)
+		w.takes("a:1", 3*time.Second)
+		for range 10 {
+			w.all(20, ways["get"])
+		}
+		if n := w.group.Status(); n.Counts.Bypasses != 0 {
+			t.Errorf("the proxy was found slow %d times:\n%v", n.Counts.Bypasses, n)
+		}
+	})
+}
+
 // A proxy slower than the bucket is bypassed, and used again when it is not.
 func TestASlowMemberIsBypassedAndComesBack(t *testing.T) {
 	for name, way := range ways {
