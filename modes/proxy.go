@@ -194,7 +194,7 @@ func (p *Proxy) agrees(group admin.GroupSettings) error {
 
 // apply takes over what admin says.
 func (p *Proxy) apply(s admin.ProxySettings) {
-	through := writeThrough{group: s.Group.WriteThrough, volumes: map[store.Volume]bool{}}
+	through := writeThrough{group: s.Group.WriteThrough || len(s.Group.Members) < 2, volumes: map[store.Volume]bool{}}
 	for _, v := range s.Volumes {
 		if id, err := store.ParseVolume(v.Volume.ID); err == nil {
 			through.volumes[id] = v.Volume.WriteThrough
