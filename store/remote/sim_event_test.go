@@ -107,9 +107,8 @@ func (s *simulation) fails(name string, mode simMode, wipe bool, p *simProxy) si
 
 // slows has a proxy take several times as long for all.
 func (s *simulation) slows(times int, p *simProxy) simEvent {
-	e := s.fails(fmt.Sprintf("a proxy is %d times as slow", times), simSlow, false, p)
-	e.begin = func() { p.become(simSlow, time.Duration(times)) }
-	return e
+	return s.ails(fmt.Sprintf("a proxy is %d times as slow", times), simSlow, time.Duration(times), false,
+		func() []*simProxy { return []*simProxy{p} })
 }
 
 // vanishes has packets to all members of groups vanish for a while: of all groups
