@@ -2,6 +2,7 @@ package modes
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -56,6 +57,18 @@ func secretFlag(dst *string, name, help string) cli.Flag {
 
 func amountFlag(dst *Amount, name, help string) cli.Flag {
 	return flagOf(dst, name, help, parseAmount, Amount.String)
+}
+
+// countFlag is a flag of a number that is not negative.
+func countFlag(dst *int, name, help string) cli.Flag {
+	parse := func(s string) (int, error) {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 0 {
+			return 0, fmt.Errorf("%q is not a number like 100", s)
+		}
+		return n, nil
+	}
+	return flagOf(dst, name, help, parse, strconv.Itoa)
 }
 
 // choiceFlag takes one of a few words.

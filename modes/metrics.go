@@ -125,7 +125,7 @@ func (e emit) dirty(s ProxyStats) {
 	e.gauge(prefix+"dirty_bytes", "Bytes of blocks that the bucket may lack.", float64(s.Disk.DirtyBytes))
 	e.gauge(prefix+"dirty_blocks", "Blocks that the bucket may lack.", float64(s.Disk.DirtyBlocks))
 	e.counter(prefix+"dirty_damaged_total", "Blocks set aside as their file was damaged before the bucket had them: see the folder damaged.", s.Disk.DirtyLost)
-	e.counter(prefix+"served_to_others_total", "Gets of other members, and of who searches for a block, answered from here.", s.Disk.LocalHits+s.Memory.LocalHits)
+	e.counter(prefix+"served_to_others_total", "Gets of other members, and of who searches for a block, answered from here.", s.Disk.LocalHits)
 	e.gauge(prefix+"dirty_age_seconds", "Age of the oldest block that the bucket may lack.", secondsSince(s.Disk.OldestDirty))
 	w := s.WriteBack
 	e.counter(prefix+"write_back_total", "Blocks acknowledged when two members had them.", w.Acknowledged)

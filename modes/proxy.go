@@ -30,11 +30,12 @@ type Proxy struct {
 	Address     string // host:port as the group lists it; "": from Addr
 	DiskFolder  string // for blocks
 	DiskQuota   cache.Quota
-	MemCapacity int64  // bytes of memory for blocks, half to keep, half in requests
+	MemCapacity int64  // bytes of memory for the blocks of requests
 	StateFolder string // for the certificate and the last settings
 	NoSSL       bool   // plain HTTP, for trusted networks; must be what the group says
 	SSLCert     string // files; "": a certificate is made
 	SSLKey      string
+	Limits      remote.Limits
 	DebugAddr   string // for metrics and profiles; "": none
 	Log         *slog.Logger
 
@@ -42,8 +43,8 @@ type Proxy struct {
 	client  *admin.Client
 	source  *tlspin.Source
 	ln      net.Listener
+	conns   *remote.Listener // ln within limits
 	disk    *cache.Disk
-	mem     *cache.Mem
 	tickets ticketKeys
 	origins origins
 	through atomic.Pointer[writeThrough]
@@ -68,9 +69,11 @@ func proxyCommand() *cli.Command {
 			textFlag(&p.Address, "address", "`ADDRESS` host:port as it is in the group; else the machine's name and bindAddr's port"),
 			textFlag(&p.DiskFolder, "diskFolder", "`FOLDER` for blocks, on a fast disk"),
 			quotaFlag(&p.DiskQuota, "diskQuota", "`SIZE` that blocks may take, or the share of the disk: 500GiB, 90%"),
-			amountFlag(&memory, "memCapacity", "`SIZE` of memory for blocks, or the share of the machine's: 2GiB, 20%"),
+			amountFlag(&memory, "memCapacity", "`SIZE` of memory for the blocks of requests, or the share of the machine's: 2GiB, 20%; the rest is the system's to cache files"),
 			textFlag(&p.StateFolder, "stateFolder", "`FOLDER` of the certificate and the last settings"),
 			boolFlag(&p.NoSSL, "noSSL", "serve plain HTTP; the group must say so too"),
+			countFlag(&p.Limits.Conns, "maxConns", "`N` connections at most; 0 is 16384"),
+			countFlag(&p.Limits.PerHost, "maxConnsPerHost", "`N` connections at most from one IPv4 address or IPv6 network of 64 bits; 0 is 4096"),
 			textFlag(&p.SSLCert, "sslCert", "`FILE` with the certificate, PEM; else one is made"),
 			textFlag(&p.SSLKey, "sslKey", "`FILE` with its key"),
 			debugFlag(&p.DebugAddr),
@@ -107,22 +110,20 @@ func (p *Proxy) Listen() (err error) {
 	if p.debug, err = listenDebug(p.DebugAddr, p.metrics); err != nil {
 		return err
 	}
-	if p.mem, err = cache.NewMem(p.disk, max(p.MemCapacity, minMemory)/2); err != nil {
+	if p.source, err = (identity{p.NoSSL, p.SSLCert, p.SSLKey}).source(p.StateFolder, p.Log); err != nil {
 		return err
 	}
-	if p.source, err = (identity{p.NoSSL, p.SSLCert, p.SSLKey}).source(p.StateFolder, p.Log); err == nil {
-		p.ln, err = listen(p.Addr)
+	if p.ln, err = listen(p.Addr); err != nil {
+		return err
 	}
-	return err
+	p.conns = remote.Limit(p.ln, p.Limits, p.Log)
+	return nil
 }
 
 func (p *Proxy) close() error {
 	p.debug.close()
 	if p.ln != nil {
 		p.ln.Close()
-	}
-	if p.mem != nil {
-		p.mem.Close()
 	}
 	return p.disk.Close()
 }
@@ -238,7 +239,7 @@ func (p *Proxy) serve(ctx context.Context) error {
 		MaxRequests: int(min(max(p.MemCapacity/2/(store.MaxBlock+seal.MaxHead), 16), 1024)),
 		Log:         p.Log,
 	}), p.Log)
-	return runHTTP(ctx, srv, p.ln, p.source)
+	return runHTTP(ctx, srv, p.conns, p.source)
 }
 
 // open opens the file of a block that the disk has.

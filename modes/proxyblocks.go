@@ -26,12 +26,12 @@ const (
 )
 
 // build puts together what clients see as this proxy's blocks: writes on two
-// members, memory, the disk, and below it the other members and the buckets.
+// members, the disk, and below it the other members and the buckets.
 func (p *Proxy) build() {
 	p.peers = remote.NewPeers(remote.PeersConfig{Self: p.Address, Verify: seal.Verify, Log: p.Log})
 	p.below.Store = p.peers.Fill(&p.origins)
 	p.blocks = writeback.New(writeback.Config{
-		Blocks: tiers{p.mem, p.disk}, Local: p.disk, Peers: p.peers, Bucket: &p.origins,
+		Blocks: p.disk, Local: p.disk, Peers: p.peers, Bucket: &p.origins,
 		WriteThrough: p.writesThrough, Memory: min(max(p.MemCapacity/8, minMemory/4), 64<<20), Log: p.Log,
 	})
 }
@@ -118,10 +118,10 @@ func (p *Proxy) report(ctx context.Context) {
 func (p *Proxy) reportOnce(ctx context.Context) (admin.ReportAnswer, error) {
 	within, cancel := context.WithTimeout(ctx, reportEvery)
 	defer cancel()
-	disk, mem := p.disk.Stats(), p.mem.Stats()
+	disk := p.disk.Stats()
 	answer, err := p.client.Report(within, admin.ProxyReport{
 		Address: p.Address, DirtyBytes: disk.DirtyBytes, DirtyBlocks: disk.DirtyBlocks, OldestDirty: disk.OldestDirty,
-		Bytes: disk.Bytes, Limit: disk.Limit, Blocks: disk.Blocks, Hits: mem.Hits + disk.Hits, Misses: disk.Misses,
+		Bytes: disk.Bytes, Limit: disk.Limit, Blocks: disk.Blocks, Hits: disk.Hits, Misses: disk.Misses,
 		DiskOK: p.disk.InUse(), Started: p.started,
 	})
 	if err != nil {
@@ -138,24 +138,13 @@ func (b *below) GetFrames(ctx context.Context, key store.Key, off, n int64) (hea
 	return store.GetFrames(ctx, b.Store, key, off, n)
 }
 
-// tiers are memory before disk. Memory holds whole blocks; a few frames are
-// better read from the disk than a whole block brought into memory for them.
-type tiers struct {
-	*cache.Mem
-	disk *cache.Disk
-}
-
-func (t tiers) GetFrames(ctx context.Context, key store.Key, off, n int64) (head, frames []byte, err error) {
-	return t.disk.GetFrames(ctx, key, off, n)
-}
-
 // ProxyStats are what a proxy did since its start.
 type ProxyStats struct {
 	Address   string             `json:"address"`
 	Started   time.Time          `json:"started"`
 	DiskOK    bool               `json:"diskOK"` // the cache's disk is in use
+	Conns     remote.ConnStats   `json:"conns"`
 	Requests  remote.ServerStats `json:"requests"`
-	Memory    cache.Stats        `json:"memory"`
 	Disk      cache.Stats        `json:"disk"`
 	WriteBack writeback.Stats    `json:"writeBack"`
 	Peers     remote.PeerStats   `json:"peers"`
@@ -166,8 +155,8 @@ type ProxyStats struct {
 // Stats returns what the proxy did.
 func (p *Proxy) Stats() ProxyStats {
 	return ProxyStats{
-		Address: p.Address, Started: p.started, DiskOK: p.disk.InUse(), Requests: p.requests.Now(),
-		Memory: p.mem.Stats(), Disk: p.disk.Stats(), WriteBack: p.blocks.Stats(), Peers: p.peers.Stats(), Members: p.peers.Members(),
+		Address: p.Address, Started: p.started, DiskOK: p.disk.InUse(), Conns: p.conns.Stats(), Requests: p.requests.Now(),
+		Disk: p.disk.Stats(), WriteBack: p.blocks.Stats(), Peers: p.peers.Stats(), Members: p.peers.Members(),
 	}
 }
 
@@ -177,8 +166,9 @@ func (p *Proxy) metrics(e emit) {
 		return // not serving yet
 	}
 	s := p.Stats()
+	e.gauge("flexfs_proxy_connections", "Connections of clients.", float64(s.Conns.Open))
+	e.counter("flexfs_proxy_connections_refused_total", "Connections beyond the limits.", s.Conns.Refused)
 	e.server(s.Requests)
-	e.cache("flexfs_proxy_memory_", s.Memory)
 	e.cache("flexfs_proxy_disk_", s.Disk)
 	e.dirty(s)
 	e.peers(s.Peers)

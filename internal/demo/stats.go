@@ -87,11 +87,11 @@ func (c *cluster) proxyHits(ctx context.Context) (hits, misses int64, err error)
 			return 0, 0, err
 		}
 		for _, addr := range g.Addresses {
-			var s struct{ Memory, Disk struct{ Hits, Misses int64 } }
+			var s struct{ Disk struct{ Hits, Misses int64 } }
 			if err := getJSON(ctx, addr, g.Pins[addr], "/v1/stats", &s); err != nil {
 				return 0, 0, err
 			}
-			hits += s.Memory.Hits + s.Disk.Hits
+			hits += s.Disk.Hits
 			misses += s.Disk.Misses
 		}
 	}

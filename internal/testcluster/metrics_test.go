@@ -34,7 +34,7 @@ func TestMetricsAreWhatPrometheusExpects(t *testing.T) {
 	mount := scrape(t, http.DefaultClient, "http://"+debug+"/metrics")
 	for _, name := range []string{
 		`flexfs_proxy_requests_total{method="PUT",result="ok"} `, `flexfs_proxy_request_seconds_bucket{method="GET",le="+Inf"} `,
-		"flexfs_proxy_sent_bytes_total ", "flexfs_proxy_disk_hits_total ", "flexfs_proxy_disk_misses_total ", "flexfs_proxy_memory_hits_total ",
+		"flexfs_proxy_sent_bytes_total ", "flexfs_proxy_disk_hits_total ", "flexfs_proxy_disk_misses_total ", "flexfs_proxy_dirty_bytes ", "flexfs_proxy_dirty_age_seconds ", "flexfs_proxy_upload_lag_seconds ", "flexfs_proxy_peer_fills_total ",
 		"flexfs_proxy_disk_joined_total ", "flexfs_proxy_disk_evictions_total ", "process_resident_memory_bytes ",
 	} {
 		if !strings.Contains(proxies, "\n"+name) {

@@ -15,7 +15,7 @@ import (
 
 const (
 	defaultConns   = 16384
-	defaultPerHost = 1024
+	defaultPerHost = 4096
 
 	// warnEvery is how often it is logged that connections are refused.
 	warnEvery = time.Minute
@@ -25,7 +25,7 @@ const (
 // some 20 KiB, whoever is at its other end.
 type Limits struct {
 	Conns   int // in all; 0 is 16384
-	PerHost int // from one IPv4 address, or one IPv6 network of 64 bits; 0 is 1024
+	PerHost int // from one IPv4 address, or one IPv6 network of 64 bits; 0 is 4096
 }
 
 // A Listener keeps connections within limits: what comes beyond them is closed
