@@ -28,7 +28,7 @@ import (
 // gets longer if that does not last.
 const (
 	slowRatio = 2                     // of the bucket's time, and
-	slowFloor = 10 * time.Millisecond // more than that is slow
+	slowFloor = 25 * time.Millisecond // more than that is slow
 	slowRaces = 3                     // comparisons in a row that make or end a slow member
 
 	suspectSamples = 20               // before a member may look slow
