@@ -35,7 +35,7 @@ type simMount struct {
 func (s *simulation) newMount(id int) *simMount {
 	m := &simMount{sim: s, id: id, site: id % len(simSites), rand: rand.New(rand.NewPCG(s.cfg.seed, uint64(id)))}
 	for range simSites[0] {
-		m.stretch = append(m.stretch, 0.95+0.1*m.rand.Float64())
+		m.stretch = append(m.stretch, 0.98+0.04*m.rand.Float64())
 		m.phase = append(m.phase, m.rand.Float64())
 	}
 	m.zipf = rand.NewZipf(m.rand, 1.1, 8, uint64(s.cfg.files-1))
@@ -140,6 +140,9 @@ func (m *simMount) do(verb string, key store.Key, op func(context.Context) error
 	}
 	took := time.Since(start)
 	phase.waits.add(took)
+	if took > phase.bound {
+		s.t.Errorf("%v, %s: mount %d: %s %v took %v", s.now(), phase.name, m.id, verb, key, took)
+	}
 	if took < simLong {
 		return
 	}
@@ -191,15 +194,18 @@ func (m *simMount) chosen() int64 {
 	return 0
 }
 
-// sends reports whether m uses the group that addr is a member of, and whether it
-// sends requests there.
-func (m *simMount) sends(addr string) (concerned, sends bool) {
+// shuns reports whether m uses the group that addr is a member of, but sends no
+// requests there. That it was found slow is not a reason, unless slow is true.
+func (m *simMount) shuns(addr string, slow bool) bool {
 	p := m.group.view.Load().chosen
 	if p == nil || p.members[addr] == nil {
-		return false, false
+		return false
 	}
-	_, sends = p.members[addr].usable()
-	return true, sends
+	to := p.members[addr]
+	_, sends := to.usable()
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	return !sends && (slow || !to.pace.judged)
 }
 
 // owner returns who owns a block in the group with the id; "": nobody.

@@ -105,6 +105,7 @@ type simulation struct {
 type simPhase struct {
 	name    string
 	began   time.Duration
+	bound   time.Duration // of each operation
 	waits   simWaits
 	waiters atomic.Int64 // mounts that waited for long
 	again   atomic.Int64 // operations that began after their mount had waited, and waited for long all the same
@@ -120,7 +121,7 @@ func newSimulation(t *testing.T, cfg simConfig) *simulation {
 	s.working, s.halt = context.WithCancel(s.ctx)
 	s.cut.Store(&simCut{site: -1, changed: make(chan struct{})})
 	s.loss.Store(simLoss)
-	s.phase.Store(&simPhase{name: "start"})
+	s.phase.Store(&simPhase{name: "start", bound: simWaitBound})
 	for g := range cfg.groups {
 		s.settings = append(s.settings, s.newGroup(int64(g+1), g))
 	}
