@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"flexfs/internal/faultnet"
 )
 
 // program is the built binary; TestMain makes it.
@@ -49,6 +52,14 @@ type world struct {
 	mount string
 	procs map[string]*proc
 	order []string // of starting
+
+	lab     *lab
+	dirs    []string        // of all mounts, w.mount first
+	proxies []string        // their names
+	lines   []*faultnet.Net // to the proxies, if the shape says so
+
+	adminAddr, creds, mountToken string
+	mountFlags                   []string
 }
 
 // A proc is a process and how to start it again.
@@ -58,51 +69,112 @@ type proc struct {
 	cmd   *exec.Cmd
 }
 
+// A shape says what a world is made of. The zero value is a group of two proxies
+// and one mount, with a folder as bucket.
+type shape struct {
+	proxies    int // 0: 2
+	mounts     int // 0: 1
+	mountFlags []string
+	faulty     bool   // the mounts and the proxies reach proxies by lines that can fail: see world.lines
+	spaces     *lab   // each process has a network of its own; nil: all are on loopback
+	bucket     *sink  // nil: a folder
+	blockSize  string // of the volume; "": the usual one
+}
+
 // newWorld starts admin with the metadata service, a group of two proxies and a
 // mount, with a folder as bucket, by the README's commands.
 func newWorld(t *testing.T, mountFlags ...string) *world {
 	t.Helper()
+	return newWorldOf(t, shape{mountFlags: mountFlags})
+}
+
+func newWorldOf(t *testing.T, s shape) *world {
+	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("no /dev/fuse")
 	}
-	w := &world{t: t, dir: t.TempDir(), procs: map[string]*proc{}}
+	w := &world{t: t, dir: t.TempDir(), procs: map[string]*proc{}, lab: s.spaces}
 	w.mount = filepath.Join(w.dir, "mnt")
-	for _, d := range []string{w.mount, w.path("bucket")} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Mkdir(w.path("bucket"), 0o755); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(w.end)
 
-	adminAddr, metaAddr := freeAddr(t), freeAddr(t)
-	w.start("admin", answers(adminAddr), "admin", "--bindAddr", adminAddr, "--dbFolder", w.path("admin"), "--metaBindAddr", metaAddr, "--metaAddress", metaAddr)
-	creds := w.path("admin", "credentials.json")
-	w.await(func() error { _, err := os.Stat(creds); return err })
+	adminAddr, metaAddr := w.addr("admin"), w.addr("admin")
+	w.start("admin", w.answers(adminAddr), "admin", "--bindAddr", adminAddr, "--dbFolder", w.path("admin"), "--metaBindAddr", metaAddr, "--metaAddress", metaAddr)
+	w.adminAddr, w.creds = adminAddr, w.path("admin", "credentials.json")
+	w.await(func() error { _, err := os.Stat(w.creds); return err })
 
 	w.flexfs("configure", "create", "provider", "--code", "onprem", "--name", "Here")
 	w.flexfs("configure", "create", "region", "--providerCode", "onprem", "--code", "dc1", "--name", "Hall 1")
-	store := w.create("block-store", "--providerCode", "onprem", "--regionCode", "dc1", "--apiCode", "dir", "--bucket", w.path("bucket"))
+	store := w.create("block-store", append([]string{"--providerCode", "onprem", "--regionCode", "dc1"}, s.bucket.flags(w)...)...)
 	var metaStores []struct{ ID int64 }
 	w.json(&metaStores, "configure", "list", "meta-stores", "--output", "json")
-	w.create("volume", "--name", "v", "--metaStoreID", strconv.FormatInt(metaStores[0].ID, 10), "--blockStoreID", fmt.Sprint(store["id"]))
+	volume := []string{"--name", "v", "--metaStoreID", strconv.FormatInt(metaStores[0].ID, 10), "--blockStoreID", fmt.Sprint(store["id"])}
+	if s.blockSize != "" {
+		volume = append(volume, "--blockSize", s.blockSize)
+	}
+	w.create("volume", volume...)
+	w.startProxies(cmp.Or(s.proxies, 2), s.faulty)
+	token := w.create("volume-token", "--volumeID", "v")
+	w.mountToken = w.tokenFile("volume-token", token["id"])
+	w.mountFlags = s.mountFlags
+	w.addMount("mount", w.mount)
+	for i := 2; i <= s.mounts; i++ {
+		w.addMount(fmt.Sprint("mount", i), fmt.Sprint(w.mount, i))
+	}
+	return w
+}
 
-	proxies := []string{freeAddr(t), freeAddr(t)}
-	group := w.create("proxy-group", "--providerCode", "onprem", "--regionCode", "dc1", "--addresses", strings.Join(proxies, ","))
+// startProxies makes a group of n proxies and starts them.
+func (w *world) startProxies(n int, faulty bool) {
+	w.t.Helper()
+	var binds, addresses []string
+	for i := range n {
+		bind := w.addr(fmt.Sprint("proxy", i+1))
+		address := bind
+		if faulty {
+			line, err := faultnet.New(bind)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.lines = append(w.lines, line)
+			address = line.Addr()
+		}
+		binds, addresses = append(binds, bind), append(addresses, address)
+	}
+	group := w.create("proxy-group", "--providerCode", "onprem", "--regionCode", "dc1", "--addresses", strings.Join(addresses, ","))
 	w.flexfs("configure", "create", "volume-proxy-group", "--volumeID", "v", "--proxyGroupID", fmt.Sprint(group["id"]))
 	groupToken := w.tokenFile("proxy-group", group["id"])
-	for i, addr := range proxies {
+	for i, bind := range binds {
 		name := fmt.Sprintf("proxy%d", i+1)
-		w.start(name, answers(addr), "proxy", "--adminAddr", adminAddr, "--tokenFile", groupToken, "--credsFile", creds,
-			"--bindAddr", addr, "--address", addr, "--diskFolder", w.path(name), "--diskQuota", "4GiB", "--memCapacity", "64MiB")
+		w.proxies = append(w.proxies, name)
+		w.start(name, w.answers(bind), "proxy", "--adminAddr", w.adminAddr, "--tokenFile", groupToken, "--credsFile", w.creds,
+			"--bindAddr", bind, "--address", addresses[i], "--diskFolder", w.path(name), "--diskQuota", "4GiB", "--memCapacity", "64MiB")
 	}
-	token := w.create("volume-token", "--volumeID", "v")
-	mountToken := w.tokenFile("volume-token", token["id"])
-	w.start("mount", w.works, append([]string{"mount", "--foreground", "--adminAddr", adminAddr, "--tokenFile", mountToken, "--credsFile", creds, "v", w.mount}, mountFlags...)...)
-	return w
+}
+
+// addMount mounts the volume once more, in the folder dir, which it makes.
+func (w *world) addMount(name, dir string) {
+	w.t.Helper()
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		w.t.Fatal(err)
+	}
+	w.dirs = append(w.dirs, dir)
+	w.start(name, works(dir), append([]string{"mount", "--foreground", "--adminAddr", w.adminAddr, "--tokenFile", w.mountToken, "--credsFile", w.creds,
+		"v", dir}, w.mountFlags...)...)
 }
 
 func (w *world) path(elem ...string) string {
 	return filepath.Join(append([]string{w.dir}, elem...)...)
+}
+
+// addr returns an address for a server of the process.
+func (w *world) addr(name string) string {
+	if w.lab != nil {
+		return w.lab.addr(name)
+	}
+	return freeAddr(w.t)
 }
 
 // freeAddr returns a loopback address that nobody listens on.
@@ -127,13 +199,20 @@ func answers(addr string) func() error {
 	}
 }
 
-// works tells whether the mount is there and answers.
-func (w *world) works() error {
-	if !mounted(w.mount) {
-		return errors.New("not mounted yet")
+// answers tells whether somebody in the world listens at addr.
+func (w *world) answers(addr string) func() error {
+	return func() error { return w.lab.in("admin", answers(addr)) }
+}
+
+// works tells whether the mount at dir is there and answers.
+func works(dir string) func() error {
+	return func() error {
+		if !mounted(dir) {
+			return errors.New("not mounted yet")
+		}
+		_, err := os.ReadDir(dir)
+		return err
 	}
-	_, err := os.ReadDir(w.mount)
-	return err
 }
 
 func mounted(dir string) bool {
@@ -158,7 +237,7 @@ func (w *world) again(name string) {
 		w.t.Fatal(err)
 	}
 	defer log.Close()
-	p.cmd = exec.Command(program, p.args...)
+	p.cmd = w.lab.command(name, program, p.args...)
 	p.cmd.Env = append(os.Environ(), "HOME="+w.path("home-"+name))
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {
@@ -180,11 +259,30 @@ func (w *world) kill(name string) {
 	}
 }
 
+// signal stops a process in its tracks (SIGSTOP), or has it go on (SIGCONT).
+func (w *world) signal(name string, sig syscall.Signal) {
+	w.t.Helper()
+	if err := w.procs[name].cmd.Process.Signal(sig); err != nil {
+		w.t.Fatalf("%v to %s: %v", sig, name, err)
+	}
+}
+
+// setLines changes the lines to all proxies.
+func (w *world) setLines(line faultnet.Line) {
+	w.t.Helper()
+	for _, n := range w.lines {
+		if err := n.Set(line); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
 // stop ends a process as an operator does.
 func (w *world) stop(name string) {
 	w.t.Helper()
 	p := w.procs[name]
 	p.cmd.Process.Signal(syscall.SIGTERM)
+	p.cmd.Process.Signal(syscall.SIGCONT) // a test may have stopped it
 	t := time.AfterFunc(patience, func() { p.cmd.Process.Kill() })
 	defer t.Stop()
 	if err := p.cmd.Wait(); err != nil {
@@ -195,14 +293,22 @@ func (w *world) stop(name string) {
 // end ends what runs, the last started first, and shows the logs if the test
 // failed.
 func (w *world) end() {
+	for _, n := range w.lines {
+		defer n.Close()
+		if err := n.Set(faultnet.Line{}); err != nil {
+			w.t.Error(err)
+		}
+	}
 	for i := len(w.order) - 1; i >= 0; i-- {
 		if p := w.procs[w.order[i]]; p.cmd != nil && p.cmd.ProcessState == nil {
 			w.stop(w.order[i])
 		}
 	}
-	if mounted(w.mount) {
-		w.t.Errorf("%s was still mounted", w.mount)
-		syscall.Unmount(w.mount, syscall.MNT_DETACH)
+	for _, dir := range w.dirs {
+		if mounted(dir) {
+			w.t.Errorf("%s was still mounted", dir)
+			syscall.Unmount(dir, syscall.MNT_DETACH)
+		}
 	}
 	for _, name := range w.order {
 		if log, _ := os.ReadFile(w.path(name + ".log")); w.t.Failed() {
@@ -238,7 +344,7 @@ func (w *world) flexfs(args ...string) []byte {
 func (w *world) tryFlexfs(args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, args...)
+	cmd := w.lab.commandContext(ctx, "admin", program, args...)
 	cmd.Env = append(os.Environ(), "HOME="+w.path("home"), "FLEXFS_CREDS_FILE="+w.path("admin", "credentials.json"))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
