@@ -219,19 +219,24 @@ func (p *proxyGroup) least(of func(*member) (time.Duration, bool)) (least time.D
 // nothing of any; of those that are about equal it is the one with the lowest id.
 // g.mu must be held.
 func (g *Group) nearest(of func(*member) (time.Duration, bool)) (best *proxyGroup, rtt time.Duration) {
-	var least time.Duration
+	rtts := make(map[*proxyGroup]time.Duration) // members change meanwhile: each group is asked once
 	for _, p := range g.groups {
-		if d, ok := p.least(of); ok && (best == nil || d < least) {
-			best, least = p, d
+		d, ok := p.least(of)
+		if !ok {
+			continue
+		}
+		rtts[p] = d
+		if best == nil || d < rtts[best] {
+			best = p
 		}
 	}
-	rtt = least
-	for _, p := range g.groups {
-		if d, ok := p.least(of); ok && p.settings.ID < best.settings.ID && isTie(d, least) {
-			best, rtt = p, d
+	least := rtts[best]
+	for p, d := range rtts {
+		if p.settings.ID < best.settings.ID && isTie(d, least) {
+			best = p
 		}
 	}
-	return best, rtt
+	return best, rtts[best]
 }
 
 // isTie reports whether a round trip cannot be told from the least one.
