@@ -36,6 +36,9 @@ func (w *world) wantAllInBucket(tr *traffic.Traffic) {
 	tr.Verify(w.path("last"))
 }
 
+// lasts is how long a fault lasts at least: long enough to be noticed.
+const lasts = 1500 * time.Millisecond
+
 // dirty returns the files of blocks that the proxy has yet to upload.
 func (w *world) dirty(name string) []string {
 	w.t.Helper()
@@ -62,7 +65,9 @@ func (w *world) lose(name string) {
 // two mounts. No call fails, nothing wrong is read, and what was synced is in
 // the end in the bucket.
 func TestProxiesFailUnderTraffic(t *testing.T) {
-	w := newWorldOf(t, shape{proxies: 3, mounts: 2, faulty: true, blockSize: "256KiB"})
+	bucket := newSink(t)
+	bucket.set(t, faultnet.Line{Latency: 30 * time.Millisecond}) // so that mounts do not prefer it
+	w := newWorldOf(t, shape{proxies: 3, mounts: 2, faulty: true, bucket: bucket, blockSize: "256KiB"})
 	tr := traffic.Start(t, w.dirs...)
 	tr.Do(50)
 	tr.Phase("before")
@@ -73,7 +78,6 @@ func TestProxiesFailUnderTraffic(t *testing.T) {
 			}
 		}
 	}
-	wait := func() { tr.Do(30) }
 	one, two, three := w.proxies[0], w.proxies[1], w.proxies[2]
 	for _, step := range []struct {
 		name        string
@@ -89,10 +93,13 @@ func TestProxiesFailUnderTraffic(t *testing.T) {
 		{"the lines are narrow", func() { w.setLines(faultnet.Line{Rate: 4 << 20}) }, func() { w.setLines(faultnet.Line{}) }},
 	} {
 		step.fail()
-		wait()
+		begin := time.Now()
+		tr.Do(30)
+		time.Sleep(time.Until(begin.Add(lasts)))
 		during := tr.Phase(step.name)
 		step.mends()
-		wait()
+		w.allUsed()
+		tr.Do(30)
 		after := tr.Phase(step.name + ", and it is over")
 		if r := max(during.Max, after.Max); r > longest {
 			t.Errorf("%s: a call took %v", step.name, r)
@@ -100,9 +107,54 @@ func TestProxiesFailUnderTraffic(t *testing.T) {
 	}
 	w.randomFaults(tr)
 	tr.Stop()
+	w.wantProxied()
 	w.wantAllInBucket(tr)
 	t.Logf("in all: %v", tr.Total())
 	w.check()
+}
+
+// A mountStats is what a mount says of proxies.
+type mountStats struct {
+	Proxies struct {
+		Groups []struct {
+			Members []struct{ Address, State string }
+		}
+		Counts struct{ Proxied, Direct, Fallbacks int64 }
+	}
+}
+
+func (w *world) stats(dir string) (stats mountStats) {
+	w.t.Helper()
+	w.json(&stats, "stats", dir, "--output", "json")
+	return stats
+}
+
+// allUsed waits until all mounts reach all proxies again, and may use them.
+func (w *world) allUsed() {
+	w.t.Helper()
+	w.await(func() error {
+		for _, dir := range w.dirs {
+			for _, g := range w.stats(dir).Proxies.Groups {
+				for _, m := range g.Members {
+					if m.State != "up" && m.State != "slow" {
+						return fmt.Errorf("at %s proxy %s is %s", dir, m.Address, m.State)
+					}
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// wantProxied wants all mounts to have used proxies, as what the programs did
+// proves nothing else.
+func (w *world) wantProxied() {
+	w.t.Helper()
+	for _, dir := range w.dirs {
+		if n := w.stats(dir).Proxies.Counts; n.Proxied < n.Direct+n.Fallbacks {
+			w.t.Errorf("the mount at %s used proxies too little: %+v", dir, n)
+		}
+	}
 }
 
 // randomFaults goes on for as long as the flag says. One proxy fails at a time,
@@ -177,17 +229,19 @@ func TestSyncedFilesSurviveTheLossOfAnyProxy(t *testing.T) {
 		}
 		w.kill(victim)
 		w.lose(victim)
+		begin := time.Now()
 		wantFiles(t, w.dirs[1], files)
+		t.Logf("all was read after %v", time.Since(begin))
+		begin = time.Now()
 		bucket.set(t, faultnet.Line{})
-		w.again(victim)
-		w.await(func() error {
-			for _, name := range w.proxies {
-				if left := w.dirty(name); len(left) > 0 {
-					return fmt.Errorf("%s has %d blocks that are not uploaded", name, len(left))
-				}
-			}
-			return nil
-		})
+		if round == 0 { // it answers that it knows nothing of them, when it is asked
+			w.again(victim)
+		}
+		w.await(func() error { return w.uploaded(victim) })
+		t.Logf("all was uploaded %v after the bucket was back", time.Since(begin))
+		if round > 0 {
+			w.again(victim)
+		}
 	}
 	for _, name := range w.proxies {
 		w.stop(name)
@@ -195,6 +249,21 @@ func TestSyncedFilesSurviveTheLossOfAnyProxy(t *testing.T) {
 	w.addMount("last", w.path("last"))
 	wantFiles(t, w.path("last"), files)
 	w.check()
+}
+
+// uploaded returns an error while a proxy other than the one that lost its disk
+// has something to upload.
+func (w *world) uploaded(but string) error {
+	w.t.Helper()
+	for _, name := range w.proxies {
+		if name == but {
+			continue
+		}
+		if left := w.dirty(name); len(left) > 0 {
+			return fmt.Errorf("%s has %d blocks that are not uploaded", name, len(left))
+		}
+	}
+	return nil
 }
 
 func writeSynced(name string, data []byte) error {
@@ -235,11 +304,14 @@ func TestPlugsArePulledUnderTraffic(t *testing.T) {
 		for _, host := range hosts {
 			l.cut(host)
 		}
+		begin := time.Now()
 		tr.Do(50)
+		time.Sleep(time.Until(begin.Add(lasts)))
 		during := tr.Phase(fmt.Sprintf("%v are cut off", hosts))
 		for _, host := range hosts {
 			l.joins(host)
 		}
+		w.allUsed()
 		tr.Do(50)
 		after := tr.Phase("they are back")
 		if r := max(during.Max, after.Max); r > longest {

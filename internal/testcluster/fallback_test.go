@@ -1,6 +1,7 @@
 package testcluster
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -15,6 +16,10 @@ var usual = remote.Timing{Probe: time.Second, Round: 10 * time.Second, Pause: 2 
 // resumed is how soon a group is used again that can be reached again: twice
 // what is promised.
 const resumed = 10 * time.Second
+
+// maxSlow bounds the calls that wait when all proxies fail: two for each of the
+// programs, where one is promised.
+const maxSlow = 8
 
 // Whatever happens to all proxies of all groups at once, programs go on, through
 // the bucket. They wait once, not for each block. Soon after the proxies are
@@ -40,6 +45,9 @@ func TestTrafficGoesOnWithoutProxies(t *testing.T) {
 			}
 			tr.Do(50)
 			during := tr.Phase(name)
+			if during.Slow > maxSlow {
+				t.Errorf("%d calls waited for dead proxies", during.Slow)
+			}
 			for _, g := range c.Groups {
 				g.SetLine(faultnet.Line{})
 			}
@@ -59,16 +67,31 @@ func TestTrafficGoesOnWithoutProxies(t *testing.T) {
 					t.Errorf("a call took %v", r.Max)
 				}
 			}
-			verified(t, c, tr)
+			verified(t, c, tr, nil)
 		})
 	}
 }
 
+// reaches returns an error unless the mount reaches all proxies, and may use them.
+func reaches(m *Mount) error {
+	for _, g := range m.Stats().Proxies.Groups {
+		for _, member := range g.Members {
+			if member.State != "up" && member.State != "slow" {
+				return fmt.Errorf("proxy %s is %s", member.Address, member.State)
+			}
+		}
+	}
+	return nil
+}
+
 // What is wrong with the way to proxies that can be used costs time only.
 func TestTrafficGoesOnOverABadLine(t *testing.T) {
-	c := Start(t, Options{Groups: 1, Members: 3, FaultyNet: true, Timing: usual, Lease: lease, Volume: map[string]any{"blockSize": blockSize}})
+	bucket := newBucket(t)
+	c := Start(t, Options{Groups: 1, Members: 3, FaultyNet: true, BlockStore: bucket.settings, Timing: usual, Lease: lease, Volume: map[string]any{"blockSize": blockSize}})
+	bucket.is(50 * time.Millisecond) // so that mounts do not prefer it
+	defer bucket.is(0)
 	g := c.Groups[0]
-	tr, _ := busy(t, c)
+	tr, mounts := busy(t, c)
 	tr.Do(50)
 	tr.Phase("before")
 	for _, step := range []struct {
@@ -79,7 +102,6 @@ func TestTrafficGoesOnOverABadLine(t *testing.T) {
 		{"30 ms away, with jitter", func() { g.SetLine(faultnet.Line{Latency: 15 * time.Millisecond, Jitter: 10 * time.Millisecond}) }},
 		{"a narrow line", func() { g.SetLine(faultnet.Line{Rate: 4 << 20}) }},
 		{"all connections are cut", func() {
-			g.SetLine(faultnet.Line{})
 			for range 5 {
 				for _, p := range g.Proxies {
 					p.Net.Cut()
@@ -89,27 +111,29 @@ func TestTrafficGoesOnOverABadLine(t *testing.T) {
 		}},
 		{"one is refused", func() { g.Proxies[0].SetLine(faultnet.Line{State: faultnet.Refused}) }},
 		{"another is frozen", func() {
-			g.Proxies[0].SetLine(faultnet.Line{})
 			g.Proxies[1].SetLine(faultnet.Line{State: faultnet.Frozen})
 		}},
 		{"the third loses everything", func() {
-			g.Proxies[1].SetLine(faultnet.Line{})
 			g.Proxies[2].SetLine(faultnet.Line{State: faultnet.Lost})
 		}},
 		{"the first does not answer", func() {
-			g.Proxies[2].SetLine(faultnet.Line{})
 			g.Proxies[0].SetLine(faultnet.Line{State: faultnet.Mute})
 		}},
 		{"the second is slow", func() {
-			g.Proxies[0].SetLine(faultnet.Line{})
 			g.Proxies[1].SetLine(faultnet.Line{Latency: 150 * time.Millisecond})
 		}},
 	} {
 		step.do()
+		begin := time.Now()
 		tr.Do(40)
+		time.Sleep(time.Until(begin.Add(time.Second)))
 		if r := tr.Phase(step.name); r.Max > longest {
 			t.Errorf("%s: a call took %v", step.name, r.Max)
 		}
+		g.SetLine(faultnet.Line{})
+		for _, m := range mounts {
+			c.Await("all proxies are used again", func() error { return reaches(m) })
+		}
 	}
-	verified(t, c, tr)
+	verified(t, c, tr, mounts)
 }

@@ -37,10 +37,16 @@ func busy(t *testing.T, c *Cluster) (*traffic.Traffic, []*Mount) {
 	return traffic.Start(t, dirs...), mounts
 }
 
-// verified ends the programs and reads all that they wrote by a fresh mount.
-func verified(t *testing.T, c *Cluster, tr *traffic.Traffic) {
+// verified ends the programs and reads all that they wrote by a fresh mount. It
+// wants the mounts to have used proxies: else the programs proved nothing.
+func verified(t *testing.T, c *Cluster, tr *traffic.Traffic, mounts []*Mount) {
 	t.Helper()
 	tr.Stop()
+	for _, m := range mounts {
+		if n := m.Stats().Proxies.Counts; n.Proxied < n.Direct+n.Fallbacks {
+			t.Errorf("a mount used proxies too little: %+v", n)
+		}
+	}
 	tr.Verify(c.Mount(nil).Dir)
 	t.Logf("in all: %v", tr.Total())
 }
@@ -126,5 +132,5 @@ func TestMembersAndGroupsChangeUnderTraffic(t *testing.T) {
 			t.Errorf("%s: a call took %v", step.name, r.Max)
 		}
 	}
-	verified(t, c, tr)
+	verified(t, c, tr, mounts)
 }
