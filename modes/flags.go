@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/urfave/cli/v2"
@@ -57,6 +58,10 @@ func secretFlag(dst *string, name, help string) cli.Flag {
 
 func amountFlag(dst *Amount, name, help string) cli.Flag {
 	return flagOf(dst, name, help, parseAmount, Amount.String)
+}
+
+func durationFlag(dst *time.Duration, name, help string) cli.Flag {
+	return flagOf(dst, name, help, parseDuration, formatDuration)
 }
 
 // countFlag is a flag of a number that is not negative.

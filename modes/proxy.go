@@ -36,7 +36,8 @@ type Proxy struct {
 	SSLCert     string // files; "": a certificate is made
 	SSLKey      string
 	Limits      remote.Limits
-	DebugAddr   string // for metrics and profiles; "": none
+	Drain       time.Duration // what is left after it when the proxy ends is uploaded after its next start
+	DebugAddr   string        // for metrics and profiles; "": none
 	Log         *slog.Logger
 
 	debug   *debugServer
@@ -57,7 +58,7 @@ type Proxy struct {
 }
 
 func proxyCommand() *cli.Command {
-	p := &Proxy{Addr: "0.0.0.0:443", DiskFolder: "/cache", DiskQuota: cache.Quota{Percent: 90}, StateFolder: homeFolder("proxy")}
+	p := &Proxy{Addr: "0.0.0.0:443", DiskFolder: "/cache", DiskQuota: cache.Quota{Percent: 90}, StateFolder: homeFolder("proxy"), Drain: 30 * time.Second}
 	memory := Amount{Percent: 20}
 	var l logging
 	var access accessFlags
@@ -72,6 +73,7 @@ func proxyCommand() *cli.Command {
 			amountFlag(&memory, "memCapacity", "`SIZE` of memory for the blocks of requests, or the share of the machine's: 2GiB, 20%; the rest is the system's to cache files"),
 			textFlag(&p.StateFolder, "stateFolder", "`FOLDER` of the certificate and the last settings"),
 			boolFlag(&p.NoSSL, "noSSL", "serve plain HTTP; the group must say so too"),
+			durationFlag(&p.Drain, "drainTimeout", "`TIME` for which a proxy that is told to end uploads what the bucket lacks; the rest is uploaded after its next start"),
 			countFlag(&p.Limits.Conns, "maxConns", "`N` connections at most; 0 is 16384"),
 			countFlag(&p.Limits.PerHost, "maxConnsPerHost", "`N` connections at most from one IPv4 address or IPv6 network of 64 bits; 0 is 4096"),
 			textFlag(&p.SSLCert, "sslCert", "`FILE` with the certificate, PEM; else one is made"),
@@ -175,7 +177,7 @@ func (p *Proxy) Serve(ctx context.Context) (err error) {
 		g.Go(func() error { p.tryBuckets(ctx, last.Settings.Volumes); return nil })
 		g.Go(func() error { p.report(ctx); return nil })
 		err := g.Wait()
-		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.Drain)
 		defer cancel()
 		p.drain(within)
 		return err

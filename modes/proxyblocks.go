@@ -16,14 +16,7 @@ import (
 	"flexfs/store/writeback"
 )
 
-const (
-	// drainTimeout bounds how long a proxy that is told to end uploads what
-	// the bucket lacks. What is left then is on its disk, and uploaded after
-	// its next start.
-	drainTimeout = 30 * time.Second
-
-	reportEvery = 5 * time.Second // to admin
-)
+const reportEvery = 5 * time.Second // to admin
 
 // build puts together what clients see as this proxy's blocks: writes on two
 // members, the disk, and below it the other members and the buckets.

@@ -1,6 +1,8 @@
 package testcluster
 
 import (
+	"bytes"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -51,9 +53,15 @@ func newBucket(t testing.TB) *bucket {
 		case r.Method == http.MethodPut:
 			b.puts.Add(1)
 		}
+		body, err := io.ReadAll(r.Body) // only then a client is noticed that goes away
+		if err != nil {
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		select {
 		case <-time.After(time.Duration(b.delay.Load())):
 		case <-r.Context().Done():
+			return
 		}
 		pass.ServeHTTP(w, r)
 	}))

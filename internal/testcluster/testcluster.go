@@ -34,6 +34,7 @@ type Options struct {
 	BlockStore *admin.BlockStore // nil: a folder
 	Lease      time.Duration     // of the metadata service; 0: 2 s
 	Timing     remote.Timing     // of mounts' probes; zero fields: fast ones
+	Drain      time.Duration     // for which proxies that end upload; 0: 30 s
 	FaultyNet  bool              // clients reach each proxy by a line that can fail: see Proxy.Net
 }
 
@@ -113,6 +114,9 @@ func (o *Options) defaults() {
 	}
 	if o.Lease == 0 {
 		o.Lease = 2 * time.Second
+	}
+	if o.Drain == 0 {
+		o.Drain = patience
 	}
 	for _, d := range []struct {
 		field *time.Duration
@@ -313,7 +317,7 @@ func (c *Cluster) newProxy(g *Group, addr string) (*Proxy, *modes.Proxy) {
 func (p *Proxy) mode(addr string) *modes.Proxy {
 	return &modes.Proxy{
 		Addr: addr, StateFolder: p.dir, DiskFolder: filepath.Join(p.dir, "blocks"), DiskQuota: cache.Quota{Bytes: 1 << 30},
-		MemCapacity: 64 << 20, Log: p.c.log("proxy"),
+		MemCapacity: 64 << 20, Drain: p.c.opt.Drain, Log: p.c.log("proxy"),
 	}
 }
 
