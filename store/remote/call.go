@@ -12,8 +12,9 @@ import (
 )
 
 // A read that a proxy has not answered after the time in which it nearly always
-// does is sent to the bucket as well: it is hedged. (The next proxy would have to
-// ask the bucket, too.) This is how long to wait for that.
+// does is sent to the bucket as well: it is hedged, if also the bucket's usual time
+// is over. (The next proxy would have to ask the bucket, too.) This is how long to
+// wait for that.
 const (
 	minHedge     = 5 * time.Millisecond
 	maxHedge     = time.Second
@@ -57,12 +58,11 @@ type call struct {
 
 // An attempt is a request to a member.
 type attempt struct {
-	m       *member // nil: there is none
-	alive   context.Context
-	cancel  context.CancelCauseFunc
-	began   time.Time
-	due     [events]time.Time
-	checker bool // the hedge is the one of the member's check
+	m      *member // nil: there is none
+	alive  context.Context
+	cancel context.CancelCauseFunc
+	began  time.Time
+	due    [events]time.Time
 }
 
 // What may be due. A zero time is never.
@@ -201,7 +201,8 @@ func (c *call) watch(m *member, alive context.Context, cancel context.CancelCaus
 	delay, doubt := defaultHedge, m.timing.Patience
 	if class != classOther {
 		if _, p95, ok := m.latency[class].known(hedgeSamples); ok {
-			delay = min(max(p95, minHedge), maxHedge)
+			bucket, _, _ := c.g.latency[class].known(bucketSamples) // sooner it would hardly be the first
+			delay = min(max(p95, bucket, minHedge), maxHedge)
 			doubt = max(doubt, min(2*p95, maxDoubt))
 		}
 		a.due[eventSilent] = now.Add(m.firstListen(class, len(c.op.data)))

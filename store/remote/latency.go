@@ -25,8 +25,6 @@ var classNames = [...]string{"small reads", "large reads", "writes", "others"}
 
 func (c class) String() string { return classNames[c] }
 
-func (c class) isGet() bool { return c == classSmall || c == classLarge }
-
 const (
 	latencyWindow = 128         // samples that count
 	latencyStale  = time.Minute // samples are forgotten when none came for so long

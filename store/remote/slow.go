@@ -36,11 +36,11 @@ const (
 	bucketAge      = 30 * time.Second // that it may have
 	acquittal      = 10 * time.Second // for which a member that won a comparison does not look slow
 
-	silentRatio  = 20      // of what nearly all requests took is a long silence
+	silentRatio  = 5       // of what nearly all requests took is a long silence
 	silentBucket = 3       // of what the bucket took
 	putSpeed     = 2 << 20 // bytes per second that a write may take longer for
 
-	maxSlowPause  = time.Minute
+	maxSlowPause  = 15 * time.Second
 	slowProbation = 2 * time.Minute // after which a slow spell is not a continuation of the last
 )
 
