@@ -24,10 +24,11 @@ func warm(t *testing.T, c *Cluster, g *Group, name string, data []byte, keys map
 }
 
 // When a warm group gets a new member, and when it loses one, the blocks that
-// move come from the proxies that have them, and hardly any from the bucket.
+// move come from the proxies that have them, and hardly any from the bucket. Each
+// block is on one proxy only: with write-back, more would be there already.
 func TestMovedBlocksComeFromPeers(t *testing.T) {
 	bucket := newBucket(t)
-	c := Start(t, Options{Groups: 1, Members: 3, BlockStore: bucket.settings, Volume: map[string]any{"blockSize": blockSize}})
+	c := Start(t, Options{Groups: 1, Members: 3, BlockStore: bucket.settings, Volume: map[string]any{"blockSize": blockSize, "writeThrough": true}})
 	g := c.Groups[0]
 	data := contents(41, many*blockSize)
 	m := c.Mount(nil)
