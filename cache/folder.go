@@ -266,7 +266,9 @@ func (f *folder) temp(data []byte, durable bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err = tmp.Write(data); err == nil && durable {
+	if !durable {
+		_, err = tmp.Write(data)
+	} else if err = writeDirect(tmp, data); err == nil {
 		// The size of a file is among what fdatasync makes durable.
 		err = os.NewSyscallError("fdatasync", syscall.Fdatasync(int(tmp.Fd())))
 	}
