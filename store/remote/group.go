@@ -306,10 +306,10 @@ func (g *Group) do(ctx context.Context, op operation) (outcome, error) {
 	if v.chosen == nil || v.maxProxied > 0 && int64(op.key.Index) >= v.maxProxied {
 		g.stats.direct.Add(1)
 		out, err := g.direct(ctx, &op, false)
-		if errors.Is(err, store.ErrNotExist) {
-			return g.searchFor(ctx, &op, err)
+		if err != nil {
+			return g.elsewhere(ctx, &op, err)
 		}
-		return out.orNothing(err)
+		return out, nil
 	}
 	g.hedges.earn()
 	g.retries.earn()
@@ -327,8 +327,8 @@ func (g *Group) do(ctx context.Context, op operation) (outcome, error) {
 	}
 	g.stats.fallbacks.Add(1)
 	out, failed := c.bucket()
-	if errors.Is(failed, store.ErrNotExist) {
-		out, failed = g.searchFor(ctx, &op, failed)
+	if failed != nil {
+		out, failed = g.elsewhere(ctx, &op, failed)
 	}
 	if failed != nil {
 		return outcome{}, fmt.Errorf("%w (and by way of the proxies: %v)", failed, err)
@@ -349,11 +349,8 @@ func (out outcome) orNothing(err error) (outcome, error) {
 func (g *Group) lookAgain(c *call) (outcome, error) {
 	g.stats.checks.Add(1)
 	out, err := c.bucket()
-	if errors.Is(err, store.ErrNotExist) {
-		return g.searchFor(c.ctx, &c.op, err)
-	}
 	if err != nil {
-		return outcome{}, err
+		return g.elsewhere(c.ctx, &c.op, err)
 	}
 	g.stats.found.Add(1)
 	g.cfg.Log.Warn("a proxy does not find a block that is there", "block", c.op.key.String())

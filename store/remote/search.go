@@ -43,13 +43,37 @@ type search struct {
 	err    error   // nil: it was found
 }
 
+// elsewhere does op, if it is a read, with a member that has the block itself: the
+// bucket failed with err. If it has failed as such, and not for want of the block,
+// nobody is waited for.
+func (g *Group) elsewhere(ctx context.Context, op *operation, err error) (outcome, error) {
+	v := g.view.Load()
+	switch {
+	case !op.isRead() || len(v.groups) == 0 || store.IsLocal(ctx) || ctx.Err() != nil:
+		return outcome{}, err
+	case errors.Is(err, errors.ErrUnsupported) || errors.Is(err, store.ErrCorrupt):
+		return outcome{}, err
+	case errors.Is(err, store.ErrNotExist):
+		return g.searchFor(ctx, op, err)
+	}
+	select {
+	case g.search.slots <- struct{}{}:
+		defer func() { <-g.search.slots }()
+	default:
+		return outcome{}, err
+	}
+	g.stats.searched.Add(1)
+	out, holder := g.askAll(ctx, op)
+	if holder == nil {
+		return outcome{}, err
+	}
+	g.stats.foundAtPeer.Add(1)
+	return out, nil
+}
+
 // searchFor does the read op, for a block that is not in the bucket, which
 // answered notThere.
 func (g *Group) searchFor(ctx context.Context, op *operation, notThere error) (outcome, error) {
-	v := g.view.Load()
-	if !op.isRead() || len(v.groups) == 0 || store.IsLocal(ctx) {
-		return outcome{}, notThere
-	}
 	for {
 		g.search.mu.Lock()
 		s := g.search.byKey[op.key]

@@ -187,3 +187,44 @@ func TestSearchesAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// away is a bucket that cannot be reached.
+type away struct{ store.Store }
+
+func (away) Get(context.Context, store.Key, int64, int64) ([]byte, error) {
+	return nil, errors.New("the bucket is away")
+}
+
+// While the bucket is away a block that only another member has is read there.
+func TestWithoutTheBucketBlocksAreReadWhereverTheyAre(t *testing.T) {
+	for _, way := range []string{"get", "frames"} {
+		t.Run(way, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				owners := map[string]*holding{"a:1": w.holder("a:1"), "a:2": w.holder("a:2")}
+				for i := range 10 {
+					w.give(owners["a:1"].held, i) // the owner of some
+				}
+				for _, h := range owners {
+					h.Store = away{h.Store}
+				}
+				w.client(plain(1, "a:1", "a:2"))
+				w.origin.do(func(context.Context, string, store.Key) error { return errors.New("the bucket is away") })
+				start := time.Now()
+				for i := range 10 {
+					if err := ways[way](w, i); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if took := time.Since(start); took > time.Second {
+					t.Errorf("10 reads took %v", took)
+				}
+				if n := w.group.Status().Counts.FoundAtPeer; n == 0 {
+					t.Error("no block was read from another than its owner")
+				}
+				if err := ways[way](w, 99); err == nil {
+					t.Error("a block was read that nobody has")
+				}
+			})
+		})
+	}
+}
