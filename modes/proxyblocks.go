@@ -24,7 +24,7 @@ func (p *Proxy) build() {
 	p.peers = remote.NewPeers(remote.PeersConfig{Self: p.Address, Verify: seal.Verify, Log: p.Log})
 	p.below.Store = p.peers.Fill(&p.origins)
 	p.blocks = writeback.New(writeback.Config{
-		Blocks: p.disk, Local: p.disk, Peers: p.peers, Bucket: &p.origins,
+		Self: p.Address, Blocks: p.disk, Local: p.disk, Peers: p.peers, Bucket: &p.origins,
 		WriteThrough: p.writesThrough, Memory: min(max(p.MemCapacity/8, minMemory/4), 64<<20), Log: p.Log,
 	})
 }

@@ -9,14 +9,20 @@ import (
 	"flexfs/store"
 )
 
-// errLeaving is why a proxy takes no copy while it gets rid of what it has.
-var errLeaving = errors.New("this proxy is about to leave")
+// Why a proxy takes no copy.
+var (
+	errLeaving = errors.New("this proxy is about to leave") // it gets rid of what it has
+	errSelf    = errors.New("this proxy has taken the block itself: its group lists it under two addresses")
+)
 
 // Keep stores a copy of a block that the proxy at the address from has taken and
 // will upload. When it returns nil the copy is on stable storage, and will be
 // uploaded from here should from not do it. If it fails, for lack of room, there
 // may be a copy nevertheless. It neither keeps nor changes data.
 func (s *Store) Keep(ctx context.Context, key store.Key, data []byte, from string) error {
+	if from == s.cfg.Self && from != "" {
+		return errSelf // the same disk twice is not two
+	}
 	s.mu.Lock()
 	if s.draining > 0 {
 		s.mu.Unlock()

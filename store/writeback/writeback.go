@@ -79,6 +79,7 @@ const MaxBatch = 500
 
 // Config is what a [Store] needs.
 type Config struct {
+	Self   string      // this proxy's address, as other members are told it; "": not known
 	Blocks store.Store // the tiers, with the bucket below them: for reads, and to delete
 	Local  Local
 	Peers  Peers
