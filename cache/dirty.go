@@ -139,6 +139,9 @@ func (d *Disk) abandon(ctx context.Context, w *dirtyWrite) error {
 func (d *Disk) write(ctx context.Context, w *dirtyWrite) {
 	old, h, err := d.holdDirty(ctx, w.key)
 	if h == nil {
+		if err == nil { // somebody left it there who may not have synced it
+			err = d.sync()
+		}
 		d.finish(w, err)
 		return
 	}
@@ -206,6 +209,18 @@ func (d *Disk) writeDirty(ctx context.Context, e *entry, data []byte) (named boo
 		return false, errors.Join(err, d.files.remove(tmp))
 	}
 	return true, d.synced.do(d.syncDirty)
+}
+
+// sync makes the names of all dirty blocks durable that are there.
+func (d *Disk) sync() error {
+	err := d.synced.do(d.syncDirty)
+	if err == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hurt("sync", err)
+	return noRoom("the disk fails", err)
 }
 
 func (d *Disk) syncDirty() error { return d.files.syncDir(dirtyName) }

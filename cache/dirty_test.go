@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -590,5 +591,105 @@ func BenchmarkPutDirty(b *testing.B) {
 				b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 			})
 		}
+	}
+}
+
+// TestADiskThatHangsIsFoundOutThoughNobodyWaits: who writes has another way, and
+// is gone before the disk's patience ends.
+func TestADiskThatHangsIsFoundOutThoughNobodyWaits(t *testing.T) {
+	for name, use := range map[string]func(ctx context.Context, d *Disk) error{
+		"write": func(ctx context.Context, d *Disk) error {
+			return d.PutDirty(ctx, storetest.Key(1), data(1, 5000))
+		},
+		"read": func(ctx context.Context, d *Disk) error {
+			_, err := d.Get(ctx, storetest.Key(0), 0, -1)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeFiles()
+				d := openFake(t, newSpy(t), f, DiskConfig{Whole: true})
+				<-d.Scanned()
+				putDirty(t, d, 0, 5000)
+				release := make(chan struct{})
+				f.setFail(func(op, _ string) error {
+					if op == "stage" || op == "open" {
+						<-release
+					}
+					return nil
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), patience/2)
+				defer cancel()
+				if err := use(ctx, d); err == nil {
+					t.Error("the disk answers")
+				}
+				time.Sleep(patience)
+				if d.InUse() {
+					t.Error("the disk is in use though it does not answer")
+				}
+				close(release)
+				f.setFail(nil)
+				time.Sleep(2 * maxPause)
+				if !d.InUse() {
+					t.Error("the disk is not in use though it works")
+				}
+			})
+		})
+	}
+}
+
+// TestABlockThatIsThereIsDurableBeforeItIsAcknowledged: what an earlier run, or a
+// PutDirty that failed, has left in the folder may not be.
+func TestABlockThatIsThereIsDurableBeforeItIsAcknowledged(t *testing.T) {
+	left := map[string]func(t *testing.T, f *fakeFiles, d *Disk) *Disk{
+		"by a process that was killed": func(t *testing.T, f *fakeFiles, d *Disk) *Disk {
+			f.setFail(func(op, _ string) error {
+				if op == "sync" {
+					return syscall.EIO
+				}
+				return nil
+			})
+			name, err := f.stage(data(0, 5000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.rename(name, dirtyFile(storetest.Key(0))); err != nil {
+				t.Fatal(err)
+			}
+			closeDisk(t, d)
+			f.setFail(nil)
+			d = openFake(t, newSpy(t), f, DiskConfig{Whole: true})
+			<-d.Scanned()
+			return d
+		},
+		"by a disk that failed": func(t *testing.T, f *fakeFiles, d *Disk) *Disk {
+			f.setFail(func(op, _ string) error {
+				if op == "sync" || op == "remove" {
+					return syscall.EIO
+				}
+				return nil
+			})
+			wantNoRoom(t, d, 0, 5000, 0)
+			f.setFail(nil)
+			return d
+		},
+	}
+	for name, leave := range left {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeFiles()
+				d := openFake(t, newSpy(t), f, DiskConfig{Whole: true})
+				<-d.Scanned()
+				d = leave(t, f, d)
+				wantDirty(t, d, 0)
+				putDirty(t, d, 0, 5000)
+				for seed := range uint64(10) {
+					after := openFake(t, newSpy(t), f.cut(rand.New(rand.NewPCG(seed, 0))), DiskConfig{Whole: true})
+					<-after.Scanned()
+					wantDirty(t, after, 0)
+				}
+			})
+		})
 	}
 }

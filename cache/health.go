@@ -77,26 +77,27 @@ func (d *Disk) usable() bool {
 
 // guard runs f, and waits for it to return, but not longer than ctx lasts and
 // the disk's patience allows. It reports whether f has returned; if not, it goes
-// on in its own time.
+// on in its own time. That it takes too long is noted also when nobody waits.
 func (d *Disk) guard(ctx context.Context, f func()) bool {
-	done := make(chan struct{})
+	done, late := make(chan struct{}), make(chan struct{})
+	t := time.AfterFunc(d.health.patience, func() {
+		defer close(late)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.hurt("wait", errHung)
+	})
 	d.wg.Go(func() {
 		defer close(done)
+		defer t.Stop()
 		f()
 	})
-	t := time.NewTimer(d.health.patience)
-	defer t.Stop()
 	select {
 	case <-done:
 		return true
 	case <-ctx.Done():
-		return false
-	case <-t.C:
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.hurt("wait", errHung)
-		return false
+	case <-late:
 	}
+	return false
 }
 
 // hurt notes an error of the disk and draws the conclusions. d.mu must be held.
