@@ -46,10 +46,11 @@ func (s *Store) begin(ctx context.Context, key store.Key) *block {
 // end notes how the Put went: the block has to be uploaded, or is in the bucket,
 // or is nowhere.
 func (s *Store) end(b *block, w *write) {
-	if w.stored {
+	dirty := w.both() || s.cfg.Local.IsDirty(w.key)
+	if dirty && w.stored {
 		s.cfg.Local.Clean(w.key)
+		dirty = false
 	}
-	dirty := !w.stored && (w.both() || s.cfg.Local.IsDirty(w.key))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b.putting--
