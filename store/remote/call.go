@@ -123,7 +123,7 @@ func (c *call) try(p *proxyGroup) (outcome, error) {
 		if i > 0 {
 			c.g.stats.failovers.Add(1)
 		}
-		if !isMembers(failed) || c.ctx.Err() != nil {
+		if !isMembers(failed) && !c.isPutRefused(failed) || c.ctx.Err() != nil {
 			return out, failed
 		}
 		err = failed
@@ -138,6 +138,14 @@ func (c *call) try(p *proxyGroup) (outcome, error) {
 func isMembers(err error) bool {
 	var r *refusal
 	return isFault(err) || errors.As(err, &r) && r.code == codeDamaged
+}
+
+// isPutRefused reports whether a member could not do a Put because the bucket
+// failed: it has no room itself, or no other member to keep a copy, which may not
+// be so for the next one.
+func (c *call) isPutRefused(err error) bool {
+	var r *refusal
+	return c.op.kind == kindPut && errors.As(err, &r) && r.code == codeOrigin
 }
 
 // attempt makes a request to m, and the hedge's answer its own if that is first.

@@ -899,6 +899,35 @@ func TestAPutGoesOnWithTheNextMember(t *testing.T) {
 	})
 }
 
+// A member that has no room, while the bucket fails, is not the only one.
+func TestAPutThatOneMemberCannotDoIsDoneByAnother(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.proxy("a:1", 0)
+		w.proxy("a:2", 0)
+		w.client(plain(1, "a:1", "a:2"))
+		away := func(context.Context, string, store.Key) error { return errors.New("the bucket does not answer") }
+		w.origin.do(away)
+		w.proxies["a:1"].do(away)
+		for i := range 10 {
+			if err := w.group.Put(t.Context(), storetest.Key(i), block(i)); err != nil {
+				t.Error(err)
+			}
+		}
+		if state := w.state("a:1"); state != "up" {
+			t.Errorf("the member with no room is %s", state)
+		}
+		w.proxies["a:2"].do(away)
+		w.proxies["a:1"].seen()
+		w.proxies["a:2"].seen()
+		if err := w.group.Put(t.Context(), storetest.Key(11), block(11)); err == nil {
+			t.Error("a block is nowhere, and acknowledged")
+		}
+		if n := w.proxies["a:1"].seen() + w.proxies["a:2"].seen(); n != 2 {
+			t.Errorf("%d members were asked, want both, once", n)
+		}
+	})
+}
+
 func TestDeleteRemovesFromTheBucketAlsoWithoutProxies(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.fill(4)
