@@ -216,7 +216,7 @@ func (d *Disk) adopt(ctx context.Context, key store.Key) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.index[key] == nil && d.busy[key] == nil && !d.isScanned() {
+	if d.index[key] == nil && d.busy[key] == nil && !d.removed[key] && !d.isScanned() {
 		e := d.admit(key, size, stamped, inDirty)
 		if inDirty && !e.bad {
 			d.fifo.push(dirty, e)

@@ -155,7 +155,7 @@ func (p *Proxy) Serve(ctx context.Context) (err error) {
 		return unlessEnding(ctx, errors.Join(err, p.salvage(ctx, settings)))
 	}
 	if err := p.agrees(last.Settings.Group); err != nil {
-		return err
+		return errors.Join(err, p.salvage(ctx, settings))
 	}
 	if p.Address == "" {
 		p.Address = advertised(p.ln)

@@ -64,8 +64,9 @@ func (p *Proxy) drain(ctx context.Context) {
 	p.reportOnce(ctx)
 }
 
-// salvage uploads what an earlier run left, when admin does not accept this
-// proxy any more: its group may have been deleted. Nobody is served.
+// salvage uploads what an earlier run left, when this proxy cannot serve: admin
+// does not accept it any more, as its group was deleted, or the group wants TLS
+// otherwise.
 func (p *Proxy) salvage(ctx context.Context, settings feed[admin.ProxySettings]) error {
 	select {
 	case <-p.disk.Scanned():
@@ -80,7 +81,7 @@ func (p *Proxy) salvage(ctx context.Context, settings feed[admin.ProxySettings])
 	if err != nil {
 		return fmt.Errorf("there are %d blocks in %s that may not be in the bucket, and which bucket that is, is not known any more: %w", dirty.DirtyBlocks, p.DiskFolder, err)
 	}
-	p.Log.Warn("admin does not accept this proxy, which has blocks that may not be in the bucket: uploading them", "blocks", dirty.DirtyBlocks, "bytes", dirty.DirtyBytes)
+	p.Log.Warn("this proxy cannot serve, and has blocks that may not be in the bucket: uploading them", "blocks", dirty.DirtyBlocks, "bytes", dirty.DirtyBytes)
 	p.build()
 	p.apply(admin.ProxySettings{Volumes: last.Volumes})
 	return p.withBackground(ctx, func() error {

@@ -41,13 +41,8 @@ func (s *Store) tookOver(peer string, blocks int, silent bool) {
 	s.count.takeovers.Add(int64(blocks))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.took[peer]
-	if r == nil {
-		r = new(report)
-		s.took[peer] = r
-	}
-	if n, ok := r.due(blocks, s.cfg.Timing.Report); ok {
-		s.cfg.Log.Info("blocks that another proxy has not uploaded are uploaded from here", "proxy", peer, "blocks", n, "answers", !silent)
+	if n, ok := s.took.due(blocks, s.cfg.Timing.Report); ok {
+		s.cfg.Log.Info("blocks that other proxies have not uploaded are uploaded from here", "blocks", n, "of", peer, "answers", !silent)
 	}
 }
 

@@ -159,7 +159,7 @@ type Store struct {
 	draining int                      // Drains at work; guarded by mu
 	stopped  bool                     // Run has ended; guarded by mu
 	losses   report                   // of blocks that cannot be read; guarded by mu
-	took     map[string]*report       // of blocks taken over, by peer; guarded by mu
+	took     report                   // of blocks taken over; guarded by mu
 	quiet    chan struct{}            // closed when there is nothing left to do, then replaced; guarded by mu
 }
 
@@ -183,7 +183,6 @@ func New(cfg Config) *Store {
 		asks:    make(map[string][]*block),
 		asking:  make(map[string]bool),
 		news:    make(map[mailbox]*mail),
-		took:    make(map[string]*report),
 		quiet:   make(chan struct{}),
 	}
 }
