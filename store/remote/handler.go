@@ -38,7 +38,7 @@ const maxWait = 5 * time.Second
 // A Server is what [Handler] serves. Its functions may be called concurrently.
 type Server struct {
 	// Tickets checks a ticket. Its errors wrap [ticket.ErrInvalid] or
-	// [ticket.ErrExpired]. What it returned is believed for a minute.
+	// [ticket.ErrExpired]. What it returned is believed for 5 seconds.
 	Tickets func(text string) (ticket.Ticket, error)
 
 	// Store returns the blocks of a volume, or an error if this proxy does
@@ -85,6 +85,9 @@ type pass struct {
 	ticket ticket.Ticket
 	until  time.Time // when it is to be checked again
 }
+
+// passTime is how long a ticket is believed without a check. Its key may end.
+const passTime = 5 * time.Second
 
 // maxPasses bounds the memory of good tickets, which is only there to save time.
 const maxPasses = 4096
@@ -281,7 +284,7 @@ func (h *handler) ticket(text string) (ticket.Ticket, error) {
 	if err != nil {
 		return t, err
 	}
-	until := now.Add(time.Minute)
+	until := now.Add(passTime)
 	if end := time.Unix(t.Expires, 0); end.Before(until) {
 		until = end
 	}
