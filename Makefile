@@ -23,7 +23,7 @@ build: library
 library:
 	@third_party/jacobsa-fuse/setup
 
-# What a fresh machine lacks: fusermount3 and sqlite3, from its packages.
+# What a fresh machine lacks: fusermount3, sqlite3 and ip, from its packages.
 setup: library
 	@internal/setup/packages
 
