@@ -1,10 +1,12 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"flexfs/store"
@@ -15,8 +17,7 @@ import (
 // or one that is not a member any more. It is searched for.
 
 const (
-	maxSearches  = 16 // at once
-	searchAsks   = 32 // members that a search asks at once
+	maxAsks      = 512 // at once, of all searches
 	searchPause  = 200 * time.Millisecond
 	searchPauses = 4 * time.Second // at most
 )
@@ -25,14 +26,14 @@ var errBusy = errors.New("remote: too many blocks are being searched for")
 
 // searches are those under way.
 type searches struct {
-	slots chan struct{} // one is taken by each
+	slots chan struct{} // one is taken by each question to a member
 
 	mu    *sync.Mutex
 	byKey map[store.Key]*search // guarded by mu
 }
 
 func newSearches() searches {
-	return searches{slots: make(chan struct{}, maxSearches), mu: new(sync.Mutex), byKey: make(map[store.Key]*search)}
+	return searches{slots: make(chan struct{}, maxAsks), mu: new(sync.Mutex), byKey: make(map[store.Key]*search)}
 }
 
 // A search is one of a block, for all who want it. The rest is set when done is
@@ -41,6 +42,7 @@ type search struct {
 	done   chan struct{}
 	holder *member // has it; nil: the bucket has, or nobody
 	err    error   // nil: it was found
+	gaveUp bool    // who searched did, and err is why
 }
 
 // elsewhere does op, if it is a read, with a member that has the block itself: the
@@ -56,14 +58,8 @@ func (g *Group) elsewhere(ctx context.Context, op *operation, err error) (outcom
 	case errors.Is(err, store.ErrNotExist):
 		return g.searchFor(ctx, op, err)
 	}
-	select {
-	case g.search.slots <- struct{}{}:
-		defer func() { <-g.search.slots }()
-	default:
-		return outcome{}, err
-	}
 	g.stats.searched.Add(1)
-	out, holder := g.askAll(ctx, op)
+	out, holder, _ := g.askAll(ctx, op, time.Now().Add(g.cfg.Timing.Search))
 	if holder == nil {
 		return outcome{}, err
 	}
@@ -97,8 +93,8 @@ func (g *Group) searchFor(ctx context.Context, op *operation, notThere error) (o
 			return g.direct(ctx, op, true) // it was uploaded meanwhile
 		case s.err == nil:
 			return g.direct(ctx, op, true)
-		case ctx.Err() == nil && (errors.Is(s.err, context.Canceled) || errors.Is(s.err, context.DeadlineExceeded)):
-			continue // it was given up
+		case ctx.Err() == nil && s.gaveUp:
+			continue
 		}
 		return outcome{}, s.err
 	}
@@ -115,31 +111,24 @@ func (g *Group) lead(ctx context.Context, s *search, op *operation, notThere err
 	}()
 	g.stats.searched.Add(1)
 	deadline := time.Now().Add(g.cfg.Timing.Search)
-	wait, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	select {
-	case g.search.slots <- struct{}{}:
-		defer func() { <-g.search.slots }()
-	case <-wait.Done():
-		if ctx.Err() != nil {
-			return outcome{}, ctx.Err()
-		}
-		return outcome{}, errBusy
-	}
 	pause := searchPause
 	for {
-		if out, s.holder = g.askAll(ctx, op); s.holder != nil {
+		var busy error
+		if out, s.holder, busy = g.askAll(ctx, op, deadline.Add(g.cfg.Timing.Probe)); s.holder != nil {
 			g.stats.foundAtPeer.Add(1)
 			g.cfg.Log.Info("a block is not in the bucket yet: a proxy has it", "block", op.key.String(), "proxy", s.holder.settings.Address)
 			return out, nil
 		}
-		if out, err = g.direct(ctx, op, true); err == nil || ctx.Err() != nil {
-			return out.orNothing(err)
+		if out, err = g.direct(ctx, op, true); err == nil {
+			return out, nil
+		}
+		if s.gaveUp = ctx.Err() != nil; s.gaveUp {
+			return outcome{}, ctx.Err()
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
 			if errors.Is(err, store.ErrNotExist) {
-				err = notThere
+				err = cmp.Or(busy, notThere)
 			}
 			return outcome{}, err
 		}
@@ -148,6 +137,7 @@ func (g *Group) lead(ctx context.Context, s *search, op *operation, notThere err
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
+			s.gaveUp = true
 			return outcome{}, ctx.Err()
 		}
 		pause = min(2*pause, searchPauses)
@@ -155,19 +145,25 @@ func (g *Group) lead(ctx context.Context, s *search, op *operation, notThere err
 }
 
 // askAll asks all members that there are and were whether they have the block of
-// op themselves, and reads it from the first that does.
-func (g *Group) askAll(ctx context.Context, op *operation) (outcome, *member) {
-	ctx, cancel := context.WithCancel(store.WithLocal(ctx))
+// op themselves, and reads it from the first that does. It returns errBusy if some
+// were not asked until the deadline, as others ask too much.
+func (g *Group) askAll(ctx context.Context, op *operation, deadline time.Time) (outcome, *member, error) {
+	asks, cancel := context.WithDeadline(store.WithLocal(ctx), deadline)
 	defer cancel()
 	members := g.view.Load().everybody(op.key)
 	holders := make(chan *member, len(members))
-	slots := make(chan struct{}, searchAsks)
+	var busy atomic.Bool
 	var wg sync.WaitGroup
 	for _, m := range members {
 		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			if m.has(ctx, op.key) {
+			select {
+			case g.search.slots <- struct{}{}:
+				defer func() { <-g.search.slots }()
+			case <-asks.Done():
+				busy.Store(true)
+				return
+			}
+			if m.has(asks, op.key) {
 				holders <- m
 			}
 		})
@@ -175,10 +171,13 @@ func (g *Group) askAll(ctx context.Context, op *operation) (outcome, *member) {
 	go func() { wg.Wait(); close(holders) }()
 	for m := range holders {
 		if out, err := g.fetch(ctx, op, m); err == nil {
-			return out, m
+			return out, m, nil
 		}
 	}
-	return outcome{}, nil
+	if busy.Load() {
+		return outcome{}, nil, errBusy
+	}
+	return outcome{}, nil, nil
 }
 
 // has asks the member whether it has the block itself. It does so also if the
@@ -197,8 +196,9 @@ func (g *Group) fetch(ctx context.Context, op *operation, m *member) (outcome, e
 	return op.far(ctx, m.client)
 }
 
-// everybody returns all members and former members of all groups, first those of
-// the chosen group, in the order in which the block is to be looked for.
+// everybody returns all members and then all former members of all groups, each
+// first those of the chosen group, in the order in which the block is to be looked
+// for.
 func (v *view) everybody(key store.Key) []*member {
 	var list []*member
 	seen := make(map[*member]bool)
@@ -216,6 +216,8 @@ func (v *view) everybody(key store.Key) []*member {
 		for _, name := range p.ring.Owners(key.Hash(), -1) {
 			add(p.members[name])
 		}
+	}
+	for _, p := range groups { // there may be many, long gone
 		for _, m := range p.former {
 			add(m)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -140,8 +141,8 @@ func TestWithoutGroupsTheBucketIsBelieved(t *testing.T) {
 	})
 }
 
-// Many who want one block search for it once, and many blocks are not searched
-// for all at once.
+// Many who want one block search for it once, and nobody is told that a block is
+// nowhere because others search, too.
 func TestSearchesAreBounded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.holder("a:1")
@@ -171,7 +172,7 @@ func TestSearchesAreBounded(t *testing.T) {
 		}
 		start := time.Now()
 		var missing atomic.Int64
-		w.all(4*maxSearches, func(w *world, i int) error {
+		w.all(64, func(w *world, i int) error {
 			_, err := w.group.Get(w.t.Context(), storetest.Key(100+i), 0, -1)
 			switch {
 			case errors.Is(err, store.ErrNotExist):
@@ -182,7 +183,7 @@ func TestSearchesAreBounded(t *testing.T) {
 			}
 			return fmt.Errorf("got error %v", err)
 		})
-		if took, n := time.Since(start), missing.Load(); n < maxSearches || took > 25*time.Second {
+		if took, n := time.Since(start), missing.Load(); n < 64 || took > 12*time.Second {
 			t.Errorf("%d were searched for, in %v", n, took)
 		}
 	})
@@ -227,4 +228,116 @@ func TestWithoutTheBucketBlocksAreReadWhereverTheyAre(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Searches for blocks that are nowhere keep nobody else from a block that is at a proxy.
+func TestSearchesInVainHoldNobodyUp(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.holder("a:1")
+		other := w.holder("b:1")
+		w.client(plain(1, "a:1"), plain(2, "b:1"))
+		w.give(other.held, 0)
+		ctx, cancel := context.WithCancel(t.Context())
+		var vain sync.WaitGroup
+		for i := range 64 {
+			vain.Go(func() { w.group.Get(ctx, storetest.Key(100+i), 0, -1) })
+		}
+		time.Sleep(2 * time.Second)
+		start := time.Now()
+		if err := ways["get"](w, 0); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+		cancel()
+		vain.Wait()
+	})
+}
+
+// Whoever waits for another's search waits no longer than for one of their own.
+func TestAFailedSearchIsNotRepeatedByAllWhoWaited(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.holder("a:1")
+		w.client(plain(1, "a:1"))
+		start := time.Now()
+		w.origin.do(func(context.Context, string, store.Key) error {
+			if time.Since(start) > time.Second {
+				return fmt.Errorf("the bucket: %w", context.DeadlineExceeded)
+			}
+			return nil
+		})
+		var all sync.WaitGroup
+		for range 5 {
+			all.Go(func() {
+				if _, err := w.group.Get(t.Context(), storetest.Key(7), 0, -1); err == nil {
+					t.Error("read")
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(start); took > 15*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+// Whoever gives up while searching for others does not tell them that the block is nowhere.
+func TestWhoGivesUpASearchDoesNotEndIt(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.holder("a:1")
+		other := w.holder("b:1")
+		w.client(plain(1, "a:1"), plain(2, "b:1"))
+		w.origin.Store = stubborn{w.bucket}
+		w.origin.do(func(context.Context, string, store.Key) error { time.Sleep(100 * time.Millisecond); return nil })
+		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+		defer cancel()
+		go w.group.Get(ctx, storetest.Key(0), 0, -1)
+		time.Sleep(time.Millisecond)
+		up := time.AfterFunc(2*time.Second, func() { w.give(other.held, 0) })
+		defer up.Stop()
+		if err := ways["get"](w, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// stubborn answers also who has given up.
+type stubborn struct{ store.Store }
+
+func (s stubborn) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	return s.Store.Get(context.WithoutCancel(ctx), key, off, n)
+}
+
+// While the bucket is away blocks that nobody has keep nobody from those that a proxy has.
+func TestWithoutTheBucketVainReadsHoldNobodyUp(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		h := map[string]*holding{"a:1": w.holder("a:1"), "b:1": w.holder("b:1"), "b:2": w.holder("b:2")}
+		w.give(h["b:1"].held, 0)
+		for _, h := range h {
+			h.Store = away{h.Store}
+		}
+		w.client(plain(1, "a:1"), plain(2, "b:1", "b:2"))
+		w.net.host("b:2").become("lost")
+		w.origin.do(func(context.Context, string, store.Key) error { return errors.New("the bucket is away") })
+		ctx, cancel := context.WithCancel(t.Context())
+		var vain sync.WaitGroup
+		for i := range 40 {
+			vain.Go(func() {
+				for ctx.Err() == nil {
+					w.group.Get(ctx, storetest.Key(100+i), 0, -1)
+				}
+			})
+		}
+		time.Sleep(2 * time.Second)
+		start := time.Now()
+		if err := ways["get"](w, 0); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+		cancel()
+		vain.Wait()
+	})
 }
