@@ -2,6 +2,7 @@ package remote
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -216,9 +217,7 @@ func (g *Group) Update(groups []GroupSettings, maxProxied int64) {
 	g.soon = time.Now()
 	if v.chosen != nil { // all clients hear of a change at the same moment
 		g.soon = g.soon.Add(rand.N(g.cfg.Timing.Round / 20))
-	}
-	if v.chosen != nil {
-		v.chosen = g.groupOf(v.chosen.settings.ID)
+		v.chosen = cmp.Or(g.groupOf(v.chosen.settings.ID), &proxyGroup{ring: hashring.New()}) // what is gone has no members
 	}
 	g.view.Store(v)
 	g.choose()

@@ -989,3 +989,38 @@ func TestStatusIsForPeople(t *testing.T) {
 		}
 	})
 }
+
+// To lose the group in use to the settings is a change as any other.
+func TestADeletedGroupIsLeftAsOneThatFails(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.proxy("a:1", time.Millisecond)
+		g := w.client(plain(1, "a:1"))
+		time.Sleep(time.Minute)
+		was := g.Status()
+		g.Update(nil, 0)
+		is := g.Status()
+		if is.Chosen != 0 || time.Since(is.Since) > 0 || is.Counts.Switches != was.Counts.Switches+1 {
+			t.Errorf("%+v", is)
+		}
+	})
+}
+
+// A group without members, or with former ones only, is never chosen, and shown as what it is.
+func TestAnEmptiedGroupIsShownAsWhatItIs(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for _, addr := range []string{"a:1", "b:1"} {
+			w.proxy(addr, time.Millisecond)
+		}
+		emptied := plain(1)
+		emptied.Former = []Member{{Address: "b:1"}}
+		g := w.client(emptied, plain(2, "a:1"), plain(3))
+		time.Sleep(time.Minute)
+		w.wantChosen(2)
+		text := g.Status().String()
+		for _, want := range []string{"group 1: no members\n", "b:1                              former\n", "group 3: no members\n"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("it does not say %q:\n%s", want, text)
+			}
+		}
+	})
+}

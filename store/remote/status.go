@@ -2,6 +2,7 @@ package remote
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -50,8 +51,8 @@ type MemberStatus struct {
 	Since    time.Time     `json:"since"`
 	RTT      time.Duration `json:"rttNanos"`
 	Error    string        `json:"error,omitempty"` // why it is down or slow
-	Requests int64         `json:"requests"`
-	Share    float64       `json:"share"` // of the requests of all members of all groups
+	Requests int64         `json:"requests"`        // that have ended
+	Share    float64       `json:"share"`           // of the requests of all members of all groups
 	Failures int64         `json:"failures"`
 	Beaten   int64         `json:"beaten"` // requests that the bucket answered before, which were sent there as well
 	Active   int64         `json:"active"` // requests under way
@@ -189,8 +190,11 @@ func (g GroupStatus) write(b *strings.Builder) {
 	if g.Chosen {
 		mark = "*"
 	}
-	if g.Usable {
+	switch {
+	case g.Usable:
 		rtt = "round trip " + short(g.RTT)
+	case !slices.ContainsFunc(g.Members, func(m MemberStatus) bool { return !m.Former }):
+		rtt = "no members"
 	}
 	name := ""
 	if g.Name != "" {
