@@ -439,11 +439,12 @@ func (r *races) end() {
 // good answer counts, and what the member does is judged. It may go on when race
 // has returned, but not for much longer than the bucket took.
 func (c *call) race(m *member, alive context.Context) (outcome, error) {
-	if !c.g.races.begin(2) { // Run has ended
+	if !c.g.races.begin(3) { // Run has ended
 		m.withdraw(c.op.class())
 		m.undecided(alive)
 		return outcome{}, errPassed
 	}
+	defer c.g.races.Done() // not before judge is counted
 	op := c.op
 	op.data = bytes.Clone(op.data)
 	c.g.stats.compared.Add(1)
