@@ -84,7 +84,7 @@ type member struct {
 
 // counters count what happened since the start. Fields only grow.
 type counters struct {
-	requests atomic.Int64 // that were sent
+	requests atomic.Int64 // that were sent, and have ended
 	failures atomic.Int64 // of them: the member's fault
 	beaten   atomic.Int64 // of them: the bucket answered a hedge before
 	active   atomic.Int64 // under way (this one does not only grow)
@@ -187,7 +187,6 @@ func (m *member) enter(c class, race bool) (alive context.Context, judged bool, 
 	default:
 		return nil, false, errPassed
 	}
-	m.stats.requests.Add(1)
 	m.stats.active.Add(1)
 	m.pace.enter(c)
 	return m.alive, m.state == stateTrial && m.pace.judged, nil
@@ -220,6 +219,7 @@ func endingOf(ctx, alive context.Context, err error) ending {
 
 // leave ends a request that was begun with alive, and took so long.
 func (m *member) leave(alive context.Context, c class, end ending, took time.Duration, err error) {
+	m.stats.requests.Add(1)
 	m.stats.active.Add(-1)
 	m.mu.Lock()
 	m.pace.leave(c, end)

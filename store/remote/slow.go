@@ -298,7 +298,6 @@ func (m *member) firstListen(c class, size int) time.Duration {
 
 // withdraw ends a request that was begun, but not made.
 func (m *member) withdraw(c class) {
-	m.stats.requests.Add(-1)
 	m.stats.active.Add(-1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
