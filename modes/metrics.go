@@ -169,7 +169,17 @@ func (m *Mount) metrics(e emit) {
 	e.counter(prefix+"direct_total", "Operations that went to the bucket without asking a proxy.", n.Direct)
 	e.counter(prefix+"fallbacks_total", "Operations that went to the bucket as the proxies failed.", n.Fallbacks)
 	e.counter(prefix+"failovers_total", "Requests sent to a proxy as the block's owner was down.", n.Failovers)
+	e.counter(prefix+"retries_denied_total", "Operations not sent to another proxy as too many failed: they went to the bucket.", n.RetriesDenied)
+	e.counter(prefix+"checks_total", "Blocks that a proxy did not find and that were looked for in the bucket.", n.Checks)
+	e.counter(prefix+"checks_found_total", "Of them those that were there.", n.Found)
 	e.counter(prefix+"switches_total", "Changes of group, or to the bucket and back.", n.Switches)
+	e.counter(prefix+"hedged_total", "Operations sent to the bucket as well, as a proxy took long.", n.Hedged)
+	e.counter(prefix+"hedges_won_total", "Of them those that the bucket answered before.", n.HedgesWon)
+	e.counter(prefix+"hedges_denied_total", "Operations that were not, as there were too many of them.", n.HedgesDenied)
+	e.counter(prefix+"compared_total", "Operations sent to a proxy and the bucket, to compare them.", n.Compared)
+	e.counter(prefix+"bypasses_total", "Times that a proxy was found slower than the bucket, and bypassed.", n.Bypasses)
+	e.counter(prefix+"searches_total", "Blocks that were not where they should be, and searched for on all proxies.", n.Searched)
+	e.counter(prefix+"searches_found_total", "Of them those that another proxy had.", n.FoundAtPeer)
 	e.gauge(prefix+"proxy_group", "Id of the proxy group in use, 0: none.", float64(s.Proxies.Chosen))
 	for _, g := range s.Proxies.Groups {
 		e.group(prefix, g)
@@ -181,6 +191,9 @@ func (e emit) group(prefix string, g remote.GroupStatus) {
 	id := strconv.FormatInt(g.ID, 10)
 	e.gauge(prefix+"group_round_trip_seconds", "Round trip to the nearest usable member of the group, 0: none.", g.RTT.Seconds(), "group", id)
 	for _, m := range g.Members {
+		if m.Former { // not used, and perhaps at the address of a member
+			continue
+		}
 		labels := []string{"group", id, "proxy", m.Address}
 		up := 0.0
 		if m.State == "up" {
@@ -190,5 +203,6 @@ func (e emit) group(prefix string, g remote.GroupStatus) {
 		e.gauge(prefix+"member_round_trip_seconds", "Round trip to the proxy, 0: not known.", m.RTT.Seconds(), labels...)
 		e.counter(prefix+"member_requests_total", "Requests sent to the proxy.", m.Requests, labels...)
 		e.counter(prefix+"member_failures_total", "Of them those in which the proxy failed.", m.Failures, labels...)
+		e.counter(prefix+"member_beaten_total", "Of them those that were sent to the bucket as well, which answered before.", m.Beaten, labels...)
 	}
 }

@@ -43,6 +43,7 @@ func TestMetricsAreWhatPrometheusExpects(t *testing.T) {
 	}
 	for _, name := range []string{
 		"flexfs_mount_proxied_total ", "flexfs_mount_proxy_group 1", "flexfs_mount_member_requests_total{", "flexfs_mount_write_bytes_total 9.437184e+06",
+		"flexfs_mount_hedged_total ", "flexfs_mount_bypasses_total ", "flexfs_mount_searches_total ", "flexfs_mount_searches_found_total ", "flexfs_mount_member_beaten_total{",
 	} {
 		if !strings.Contains(mount, "\n"+name) {
 			t.Errorf("the mount's metrics lack %s", name)
