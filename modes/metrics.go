@@ -191,9 +191,6 @@ func (e emit) group(prefix string, g remote.GroupStatus) {
 	id := strconv.FormatInt(g.ID, 10)
 	e.gauge(prefix+"group_round_trip_seconds", "Round trip to the nearest usable member of the group, 0: none.", g.RTT.Seconds(), "group", id)
 	for _, m := range g.Members {
-		if m.Former { // not used, and perhaps at the address of a member
-			continue
-		}
 		labels := []string{"group", id, "proxy", m.Address}
 		up := 0.0
 		if m.State == "up" {

@@ -61,6 +61,8 @@ func readStats(dir string) ([]byte, error) {
 		switch {
 		case err == nil:
 			return text[:n], nil
+		case errors.Is(err, syscall.ERANGE) || errors.Is(err, syscall.E2BIG):
+			return nil, fmt.Errorf("the statistics of %s are larger than 64 KiB, as it has very many proxies: see its metrics (--debugAddr)", path)
 		case isDeadMount(err):
 			return nil, fmt.Errorf("%s is a mount whose program has gone: run umount -l %[1]s", dir)
 		case errors.Is(err, syscall.ENOENT):

@@ -61,9 +61,7 @@ func knows(m *Mount, groups map[*Group][]*Proxy) error {
 	}
 	for _, g := range m.Stats().Proxies.Groups {
 		for _, member := range g.Members {
-			if !member.Former {
-				got = append(got, member.Address)
-			}
+			got = append(got, member.Address)
 		}
 	}
 	slices.Sort(want)

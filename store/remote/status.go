@@ -2,7 +2,6 @@ package remote
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -41,13 +40,13 @@ type GroupStatus struct {
 	Usable  bool           `json:"usable"` // a member can be used
 	RTT     time.Duration  `json:"rttNanos"`
 	Members []MemberStatus `json:"members"`
+	Former  []string       `json:"former,omitempty"` // addresses of those that are not members any more: only searched for missing blocks
 }
 
 // A MemberStatus is a proxy as this client sees it.
 type MemberStatus struct {
 	Address  string        `json:"address"`
-	State    string        `json:"state"`            // new (not probed yet), up, trial (answers again, or was slow), down, slow
-	Former   bool          `json:"former,omitempty"` // not a member any more: only searched for missing blocks
+	State    string        `json:"state"` // new (not probed yet), up, trial (answers again, or was slow), down, slow
 	Since    time.Time     `json:"since"`
 	RTT      time.Duration `json:"rttNanos"`
 	Error    string        `json:"error,omitempty"` // why it is down or slow
@@ -90,25 +89,30 @@ func (g *Group) Status() Status {
 	for _, p := range g.groups {
 		gs := GroupStatus{ID: p.settings.ID, Name: p.settings.Name, Chosen: p == v.chosen}
 		gs.RTT, gs.Usable = p.rtt()
+		gs.Members = []MemberStatus{}
 		for _, m := range p.sorted() {
 			gs.Members = append(gs.Members, m.status())
 		}
 		for _, m := range p.former {
-			former := m.status()
-			former.Former = true
-			gs.Members = append(gs.Members, former)
+			gs.Former = append(gs.Former, m.settings.Address)
 		}
 		s.Groups = append(s.Groups, gs)
 	}
-	s.share(g.all)
+	s.share(g.groups)
 	return s
 }
 
 // share says which part of all requests each member had.
-func (s *Status) share(all map[memberKey]*member) {
+func (s *Status) share(groups []*proxyGroup) {
 	var sum int64
-	for _, m := range all {
-		sum += m.stats.requests.Load()
+	counted := make(map[*member]bool) // groups may share members
+	for _, p := range groups {
+		for _, m := range p.members {
+			if !counted[m] {
+				counted[m] = true
+				sum += m.stats.requests.Load()
+			}
+		}
 	}
 	for _, g := range s.Groups {
 		for i := range g.Members {
@@ -193,7 +197,7 @@ func (g GroupStatus) write(b *strings.Builder) {
 	switch {
 	case g.Usable:
 		rtt = "round trip " + short(g.RTT)
-	case !slices.ContainsFunc(g.Members, func(m MemberStatus) bool { return !m.Former }):
+	case len(g.Members) == 0:
 		rtt = "no members"
 	}
 	name := ""
@@ -204,14 +208,13 @@ func (g GroupStatus) write(b *strings.Builder) {
 	for _, m := range g.Members {
 		m.write(b)
 	}
+	for _, addr := range g.Former {
+		fmt.Fprintf(b, "    %-32s former\n", addr)
+	}
 }
 
 func (m MemberStatus) write(b *strings.Builder) {
-	state := m.State
-	if m.Former {
-		state = "former"
-	}
-	fmt.Fprintf(b, "    %-32s %-6s", m.Address, state)
+	fmt.Fprintf(b, "    %-32s %-6s", m.Address, m.State)
 	if m.RTT > 0 {
 		fmt.Fprintf(b, " %8s", short(m.RTT))
 	}
