@@ -456,14 +456,3 @@ func (g *Group) poke() {
 	default:
 	}
 }
-
-// sorted returns the members, in order of their addresses.
-func (p *proxyGroup) sorted() []*member {
-	names := p.ring.Owners(0, -1)
-	slices.Sort(names)
-	all := make([]*member, len(names))
-	for i, name := range names {
-		all[i] = p.members[name]
-	}
-	return all
-}

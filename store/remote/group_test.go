@@ -10,10 +10,12 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"flexfs/internal/ticket"
 	"flexfs/store"
 	"flexfs/store/mem"
 	"flexfs/store/storetest"
@@ -1021,6 +1023,42 @@ func TestAnEmptiedGroupIsShownAsWhatItIs(t *testing.T) {
 			if !strings.Contains(text, want) {
 				t.Errorf("it does not say %q:\n%s", want, text)
 			}
+		}
+	})
+}
+
+// Tickets end when admin is away for long: everything goes on by way of the
+// bucket, and by way of the proxies when there are tickets again.
+func TestTicketsThatEndLeaveTheBucket(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.seal(20)
+		var over atomic.Bool
+		tickets := func(text string) (ticket.Ticket, error) {
+			if over.Load() {
+				return ticket.Ticket{}, ticket.ErrExpired
+			}
+			return nominal(text)
+		}
+		for _, addr := range []string{"a:1", "a:2"} {
+			w.net.serve(t, addr, time.Millisecond, Handler(Server{Tickets: tickets, Store: serving(w.bucket)}))
+		}
+		g := w.client(plain(1, "a:1", "a:2"))
+		over.Store(true)
+		for range 300 {
+			w.all(20, ways["get"])
+			time.Sleep(time.Second)
+		}
+		if text := g.Status().String(); !strings.Contains(text, "ticket has expired") {
+			t.Errorf("it does not say why:\n%s", text)
+		}
+		over.Store(false)
+		start, was := time.Now(), g.Status().Counts.Proxied
+		for g.Status().Counts.Proxied < was+10 && time.Since(start) < time.Minute {
+			w.all(20, ways["get"])
+			time.Sleep(100 * time.Millisecond)
+		}
+		if took := time.Since(start); took > maxPause+time.Second {
+			t.Errorf("the proxies were used again after %v", took)
 		}
 	})
 }

@@ -2,6 +2,8 @@ package remote
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -90,8 +92,8 @@ func (g *Group) Status() Status {
 		gs := GroupStatus{ID: p.settings.ID, Name: p.settings.Name, Chosen: p == v.chosen}
 		gs.RTT, gs.Usable = p.rtt()
 		gs.Members = []MemberStatus{}
-		for _, m := range p.sorted() {
-			gs.Members = append(gs.Members, m.status())
+		for _, addr := range slices.Sorted(maps.Keys(p.members)) {
+			gs.Members = append(gs.Members, p.members[addr].status())
 		}
 		for _, m := range p.former {
 			gs.Former = append(gs.Former, m.settings.Address)
