@@ -86,27 +86,22 @@ func (h *timed) Pop() any {
 	return b
 }
 
-// volumeOf returns the volume, as of a request with the context ctx, or of none.
-// s.mu must be held.
-func (s *Store) volumeOf(ctx context.Context, id store.Volume) *volume {
+// volumeOf returns the volume, making it if it is not there. s.mu must be held.
+func (s *Store) volumeOf(id store.Volume) *volume {
 	v := s.volumes[id]
 	if v == nil {
 		v = &volume{id: id, values: context.Background()}
 		s.volumes[id] = v
 		s.order = append(s.order, v)
 	}
-	if ctx != nil {
-		v.values = context.WithoutCancel(ctx)
-	}
 	return v
 }
 
 // blockOf returns the block, making it if it is not there. s.mu must be held.
-func (s *Store) blockOf(ctx context.Context, key store.Key, since time.Time) *block {
-	v := s.volumeOf(ctx, key.Volume)
+func (s *Store) blockOf(key store.Key, since time.Time) *block {
 	b := s.blocks[key]
 	if b == nil {
-		b = &block{key: key, volume: v, since: since}
+		b = &block{key: key, volume: s.volumeOf(key.Volume), since: since}
 		s.blocks[key] = b
 	}
 	return b

@@ -37,7 +37,8 @@ func (s *Store) isDraining() bool {
 func (s *Store) begin(ctx context.Context, key store.Key) *block {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := s.blockOf(ctx, key, time.Now())
+	b := s.blockOf(key, time.Now())
+	b.volume.values = context.WithoutCancel(ctx)
 	b.putting++
 	b.own, b.deleted, b.lost = true, false, false
 	return b

@@ -28,7 +28,8 @@ func (s *Store) Keep(ctx context.Context, key store.Key, data []byte, from strin
 		s.mu.Unlock()
 		return errLeaving
 	}
-	b := s.blockOf(ctx, key, time.Now())
+	b := s.blockOf(key, time.Now())
+	b.volume.values = context.WithoutCancel(ctx)
 	b.putting++
 	s.mu.Unlock()
 	err := s.cfg.Local.PutDirty(ctx, key, data)

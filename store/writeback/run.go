@@ -89,7 +89,7 @@ func (s *Store) sweep() {
 	defer s.mu.Unlock()
 	for _, d := range dirty {
 		if s.blocks[d.Key] == nil {
-			b := s.blockOf(nil, d.Key, d.Since)
+			b := s.blockOf(d.Key, d.Since)
 			b.look = true
 			s.enqueue(b)
 		}
