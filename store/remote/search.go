@@ -169,15 +169,57 @@ func (g *Group) askAll(ctx context.Context, op *operation, deadline time.Time) (
 		})
 	}
 	go func() { wg.Wait(); close(holders) }()
-	for m := range holders {
-		if out, err := g.fetch(ctx, op, m); err == nil {
-			return out, m, nil
-		}
+	if out, m := g.fetchFirst(ctx, op, holders); m != nil {
+		return out, m, nil
 	}
 	if busy.Load() {
 		return outcome{}, nil, errBusy
 	}
 	return outcome{}, nil, nil
+}
+
+// fetchFirst does op with the holders that come, one after the other, until one has
+// done it. The next does not wait for one that is silent for too long.
+func (g *Group) fetchFirst(ctx context.Context, op *operation, holders <-chan *member) (outcome, *member) {
+	type answer struct {
+		out outcome
+		m   *member // nil: it failed
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan answer)
+	silent := time.NewTimer(0)
+	defer silent.Stop()
+	for next, waiting := (<-chan *member)(nil), 0; ; {
+		select {
+		case <-silent.C:
+			next = holders
+		case m, ok := <-next:
+			if next = nil; !ok {
+				if holders = nil; waiting == 0 {
+					return outcome{}, nil
+				}
+				continue
+			}
+			waiting++
+			silent.Reset(g.cfg.Timing.Hang)
+			go func() {
+				out, err := g.fetch(ctx, op, m)
+				if err != nil {
+					m = nil
+				}
+				select {
+				case answers <- answer{out, m}:
+				case <-ctx.Done():
+				}
+			}()
+		case a := <-answers:
+			if waiting--; a.m != nil || holders == nil && waiting == 0 {
+				return a.out, a.m
+			}
+			next = holders
+		}
+	}
 }
 
 // has asks the member whether it has the block itself. It does so also if the

@@ -341,3 +341,43 @@ func TestWithoutTheBucketVainReadsHoldNobodyUp(t *testing.T) {
 		vain.Wait()
 	})
 }
+
+// A member that says it has the block and does not send it keeps nobody from
+// another that does.
+func TestAHolderThatHangsIsNotWaitedForAlone(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.holder("c:1")
+		hangs, has := w.holder("a:1"), w.holder("b:1")
+		g := w.client(plain(1, "c:1"), plain(2, "a:1"), plain(3, "b:1"))
+		w.give(hangs.held, 0)
+		w.give(has.held, 0)
+		w.proxies["a:1"].Store = hanging{hangs}
+		w.proxies["b:1"].Store = slowly{has} // answers after the one that hangs
+		start := time.Now()
+		if err := ways["get"](w, 0); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > g.cfg.Timing.Hang+time.Second {
+			t.Errorf("the read took %v", took)
+		}
+	})
+}
+
+// hanging says that it has blocks, and sends none.
+type hanging struct{ store.Store }
+
+func (s hanging) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	if n == 0 {
+		return s.Store.Get(ctx, key, off, n)
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// slowly answers after a while.
+type slowly struct{ store.Store }
+
+func (s slowly) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	time.Sleep(100 * time.Millisecond)
+	return s.Store.Get(ctx, key, off, n)
+}
