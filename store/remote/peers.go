@@ -297,6 +297,9 @@ func (p *Peers) Copy(ctx context.Context, key store.Key, data []byte) (peer stri
 			return "", failed
 		}
 		err = fmt.Errorf("remote: copy to %s: %w", name, failed)
+		if errors.Is(failed, errWentDown) {
+			continue // the others are being probed, too: if they are dead it costs little to learn it
+		}
 		if tries++; tries == maxTries {
 			break
 		}
