@@ -82,7 +82,11 @@ func (fs *FS) Mount(ctx context.Context, dir string) (*Mounted, error) {
 	}
 	raiseReadAhead(fs, deviceOf(dir))
 	go m.finish(lib, stop)
-	if err := fs.teachPoll(dir); err != nil {
+	// The kernel asks for attributes of the root, and the service may be gone by now.
+	release := context.AfterFunc(ctx, func() { syscall.Unmount(dir, syscall.MNT_FORCE|syscall.MNT_DETACH) })
+	err = fs.teachPoll(dir)
+	release()
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("fuse: try the mount on %s: %w", dir, err), m.cutOff(nil))
 	}
 	return m, nil
