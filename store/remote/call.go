@@ -162,7 +162,9 @@ func (c *call) attempt(m *member) (outcome, error) {
 		return outcome{}, errSpent
 	}
 	if judged || c.tries == 1 && c.mayRace() && c.g.compares(m, class) {
-		return c.race(m, alive)
+		op := c.op
+		op.data = bytes.Clone(op.data) // the member may have it for longer than the caller
+		return c.race(m, alive, op)
 	}
 	ctx, cancel := context.WithCancelCause(c.ctx)
 	defer cancel(nil)
@@ -435,18 +437,16 @@ func (r *races) end() {
 	r.Wait()
 }
 
-// race does the operation through m and by the bucket at the same time. The first
+// race does op, whose data is nobody else's, through m and by the bucket at the same time. The first
 // good answer counts, and what the member does is judged. It may go on when race
 // has returned, but not for much longer than the bucket took.
-func (c *call) race(m *member, alive context.Context) (outcome, error) {
+func (c *call) race(m *member, alive context.Context, op operation) (outcome, error) {
 	if !c.g.races.begin(3) { // Run has ended
-		m.withdraw(c.op.class())
+		m.withdraw(op.class())
 		m.undecided(alive)
 		return outcome{}, errPassed
 	}
 	defer c.g.races.Done() // not before judge is counted
-	op := c.op
-	op.data = bytes.Clone(op.data)
 	c.g.stats.compared.Add(1)
 	far, endFar := context.WithTimeout(context.WithoutCancel(c.ctx), m.timing.Attempt)
 	release := context.AfterFunc(alive, endFar)

@@ -406,7 +406,7 @@ func (g *Group) tryShadow(ctx context.Context, op *operation) {
 		defer g.races.Done()
 		defer cancel()
 		defer context.AfterFunc(g.races.life, cancel)()
-		c.race(m, alive)
+		c.race(m, alive, c.op)
 	}()
 }
 
