@@ -18,8 +18,8 @@ const (
 )
 
 // writeDirect writes data to f, which is empty, past the page cache where that can
-// be: what is to be synced at once is not copied there first. A block is mostly
-// read where it was uploaded from, which is memory.
+// be: what is to be synced at once need not be copied there first. Where the memory
+// is not aligned, or the disk cannot, it is an ordinary write.
 func writeDirect(f *os.File, data []byte) error {
 	n := len(data) &^ (directAlign - 1)
 	if n < minDirect || uintptr(unsafe.Pointer(unsafe.SliceData(data)))%directAlign != 0 || setDirect(f, syscall.O_DIRECT) != nil {

@@ -156,9 +156,6 @@ func (p *Proxy) Stats() ProxyStats {
 
 // metrics tells what the proxy did.
 func (p *Proxy) metrics(e emit) {
-	if p.blocks == nil {
-		return // not serving yet
-	}
 	s := p.Stats()
 	e.gauge("flexfs_proxy_connections", "Connections of clients.", float64(s.Conns.Open))
 	e.counter("flexfs_proxy_connections_refused_total", "Connections beyond the limits.", s.Conns.Refused)
