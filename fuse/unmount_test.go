@@ -79,3 +79,48 @@ func TestUnmountTellsOfDataThatIsNotStored(t *testing.T) {
 		t.Error("the unmount says that all is stored")
 	}
 }
+
+// The service goes away, and the mount is told to end, in the moment in which it
+// begins.
+func TestAMountThatBeginsEndsWithItsContext(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("there is no /dev/fuse")
+	}
+	w := newWorld(t)
+	fs := w.newFS("one", Config{})
+	asked := make(chan struct{}, 100)
+	var first atomic.Bool
+	hook(fs, func(ctx context.Context, _ *meta.Request, next func() (*meta.Reply, error)) (*meta.Reply, error) {
+		if first.CompareAndSwap(false, true) { // for the root
+			reply, err := next()
+			fs.Lost() // what was told does not hold any more
+			return reply, err
+		}
+		asked <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	dir := t.TempDir()
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_FORCE|syscall.MNT_DETACH); fs.cancel() })
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := fs.Mount(ctx, dir)
+		ended <- err
+	}()
+	select {
+	case <-asked: // by the kernel
+	case err := <-ended:
+		t.Fatalf("the mount was there without another question: error %v", err)
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("it says that it is mounted")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for ever")
+	}
+}
