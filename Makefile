@@ -5,9 +5,10 @@
 # make fuzz   each fuzz target for a while
 # make bench-proxy  measures a proxy against nginx, within four minutes
 # make sim    simulates 1,000 mounts and 64 proxies for hours, in minutes
+# make soak   the long tests: random work and faults, an hour each
 # make clean  removes what the others made, except Go's own caches
 
-.PHONY: all build demo test check fuzz bench-proxy clean setup library sim
+.PHONY: all build demo test check fuzz bench-proxy clean setup library sim soak
 .DEFAULT_GOAL := build
 
 GO ?= go
@@ -52,6 +53,14 @@ bench-proxy: build
 # SIMFLAGS='-sim.seed N' repeats what happened, -sim.hours N takes less time.
 sim: library
 	$(GO) test -run '^TestSimulation$$' -count 1 -timeout 60m -v ./store/remote -sim.mounts 1000 $(SIMFLAGS)
+
+# Each long test (TestSoak…) in turn, for FLEXFS_SOAK_MINUTES each. A failure is repeated with FLEXFS_SOAK_SEED, which each prints.
+# SOAKFLAGS='-run ^TestSoakLocks' chooses.
+soak: export FLEXFS_SOAK_MINUTES ?= 60
+soak: setup
+	@failed=; for p in $$(grep -rl --include='*_test.go' '^func TestSoak' . | grep -v made-by-make | xargs -n 1 dirname | sort -u); do \
+	  $(GO) test -run '^TestSoak' -count 1 -v -p 1 -timeout 48h $$p $(SOAKFLAGS) || failed="$$failed $$p"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:
 	rm -rf bin $(library)
