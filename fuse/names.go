@@ -140,11 +140,11 @@ func (c *call) createSymlink(op *fuseops.CreateSymlinkOp) error {
 }
 
 func (c *call) createFile(op *fuseops.CreateFileOp) error {
-	if op.Tmpfile {
-		return syscall.EOPNOTSUPP
-	}
 	flags := uint32(op.OpenFlags)
 	req := &meta.Request{Mode: unixMode(op.Mode &^ os.ModeType), Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
+	if op.Tmpfile {
+		return c.createNameless(op, req)
+	}
 	in, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	if refusal(err) == syscall.EEXIST && flags&syscall.O_EXCL == 0 {
 		// Somebody was faster. The kernel looks again, and checks whether this
@@ -159,24 +159,72 @@ func (c *call) createFile(op *fuseops.CreateFileOp) error {
 	return nil
 }
 
+// createNameless makes and opens a file without a name. The kernel sees to it
+// that one made with O_EXCL never gets any.
+func (c *call) createNameless(op *fuseops.CreateFileOp, req *meta.Request) error {
+	fs := c.fs
+	if fs.readOnly() {
+		return syscall.EROFS
+	}
+	req.Op, req.Ino, req.Time = meta.OpMake, meta.Ino(op.Parent), now()
+	seq := fs.invals.now()
+	rep, err := c.do(req)
+	if err != nil {
+		return err
+	}
+	in := fs.learn(&rep.Attr, nil, rep.Cache, seq)
+	op.Handle = fs.open(in, uint32(op.OpenFlags))
+	op.UseDirectIO = uint32(op.OpenFlags)&syscall.O_APPEND != 0
+	c.answer()
+	c.give(in)
+	op.Entry.Child = fuseops.InodeID(in.ino)
+	c.fill(in, &op.Entry.Attributes, &op.Entry.AttributesExpiration)
+	return nil
+}
+
 func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 	fs := c.fs
 	if fs.readOnly() {
 		return syscall.EROFS
 	}
-	dir := fs.node(op.Parent)
+	dir, target := fs.node(op.Parent), fs.node(op.Target)
+	if err := c.beforeName(target); err != nil {
+		return err
+	}
 	seq := fs.invals.now()
-	rep, err := c.do(&meta.Request{Op: meta.OpLink, Ino: meta.Ino(op.Target), Ino2: dir.ino, Name: op.Name, Time: now()})
+	rep, err := c.do(&meta.Request{Op: meta.OpLink, Ino: target.ino, Ino2: dir.ino, Name: op.Name, Time: now()})
 	if err != nil {
 		if !answered(err) {
 			fs.doubt(dir, op.Name)
-			fs.doubt(fs.node(op.Target))
+			fs.doubt(target)
 		}
 		return err
 	}
 	child := c.made(dir, op.Name, rep, seq)
+	child.hasName()
 	c.entry(dir, child, op.Name, &op.Entry)
 	return nil
+}
+
+// beforeName makes durable what was written to a file that had no name, so that
+// closing it was enough.
+func (c *call) beforeName(in *inode) error {
+	in.mu.Lock()
+	nameless := in.gone && !in.content.idle()
+	in.mu.Unlock()
+	if !nameless {
+		return nil
+	}
+	return c.fs.flush(c.wait(), in)
+}
+
+// hasName notes that a file has a name, which may be its first.
+func (in *inode) hasName() {
+	in.mu.Lock()
+	if in.gone && in.attr.Nlink > 0 {
+		in.gone, in.told = false, true
+	}
+	in.mu.Unlock()
 }
 
 func (c *call) unlink(op *fuseops.UnlinkOp) error {

@@ -107,7 +107,14 @@ func (c *call) syncFile(op *fuseops.SyncFileOp) error {
 	if op.Directory {
 		return nil // what the service answered is on stable storage
 	}
-	return c.sync(c.fs.node(op.Inode))
+	in := c.fs.node(op.Inode)
+	in.mu.Lock()
+	idle := in.content.idle()
+	in.mu.Unlock()
+	if idle {
+		return nil
+	}
+	return c.fs.flush(c.wait(), in) // of a file without a name, too: it may get one
 }
 
 // sync makes what was written to the file durable and visible.

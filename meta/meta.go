@@ -190,7 +190,9 @@ const (
 	// OpMake* creates an inode and its name: a file, directory, symbolic link
 	// or special file as Mode says. Ino (directory), Name, Mode, Uid, Gid, Rdev,
 	// Data (a link's target), Time, Exist (an existing regular file is the
-	// answer instead of EEXIST) -> Attr, Block, Parent, Existed.
+	// answer instead of EEXIST) -> Attr, Block, Parent, Existed. A file without
+	// a Name is only in use, by this session, until an OpLink gives it a name or
+	// an OpClose ends it: Nlink 0, no Parent.
 	// In a setgid directory the group, and a directory's setgid bit, are
 	// inherited.
 	OpMake

@@ -103,7 +103,7 @@ func refusals(e *exam) {
 		}
 	}
 	for _, bad := range []string{"", ".", "..", "a/b", "a\x00b"} {
-		m.refused(makeReq(root, bad, syscall.S_IFREG), syscall.EINVAL, syscall.EEXIST, syscall.ENOENT)
+		m.refused(makeReq(root, bad, syscall.S_IFDIR), syscall.EINVAL, syscall.EEXIST, syscall.ENOENT)
 	}
 	m.refused(&meta.Request{Op: meta.OpGetattr, Ino: 1 << 40}, syscall.ESTALE, syscall.ENOENT)
 }

@@ -151,6 +151,12 @@ func (c *change) orphan(in *loaded) error {
 	c.touch(in)
 	c.count(-int64(in.Bytes), -1)
 	c.orphans = append(c.orphans, in.Ino)
+	return c.nameless(in)
+}
+
+// nameless keeps an inode without a name for the session, and has it removed
+// some time after the session's last use of it.
+func (c *change) nameless(in *loaded) error {
 	if err := c.Put(c.v.delayedInodeKey(c.v.keep(c.second), in.Ino), nil); err != nil {
 		return err
 	}

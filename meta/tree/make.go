@@ -26,9 +26,10 @@ func checkName(name string) error {
 	return nil
 }
 
-// checkMake refuses an inode that cannot be.
+// checkMake refuses an inode that cannot be. A file may do without a name.
 func checkMake(req *meta.Request) error {
-	if err := checkName(req.Name); err != nil {
+	nameless := req.Name == "" && req.Mode&typeMask == syscall.S_IFREG
+	if err := checkName(req.Name); err != nil && !nameless {
 		return err
 	}
 	switch req.Mode & typeMask {
@@ -70,6 +71,9 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 		if err != nil {
 			return nil, err
 		}
+		if req.Name == "" {
+			return c.makeNameless(ino, dir)
+		}
 		d, err := c.entry(dir, req.Name)
 		if err != nil {
 			return nil, err
@@ -84,6 +88,14 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 		c.count(0, 1)
 		return &meta.Reply{Attr: in.told(), Parent: dir.told()}, nil
 	})
+}
+
+// makeNameless makes a file as O_TMPFILE does. It is for the session alone, which
+// has it in use, until it gets a name.
+func (c *change) makeNameless(ino meta.Ino, dir *loaded) (*meta.Reply, error) {
+	in := c.newInode(ino, dir)
+	in.Nlink = 0
+	return &meta.Reply{Attr: in.told()}, c.nameless(in)
 }
 
 // livingDir returns a directory in which a name may be made.

@@ -72,8 +72,8 @@ var refusals = []refusalCase{
 	{"make of a name with a slash", syscall.EINVAL, func(r refusalTree) *meta.Request {
 		return &meta.Request{Op: meta.OpMake, Ino: r.d, Name: "a/b", Mode: reg}
 	}},
-	{"make of an empty name", syscall.EINVAL, func(r refusalTree) *meta.Request {
-		return &meta.Request{Op: meta.OpMake, Ino: r.d, Mode: reg}
+	{"make of a directory without a name", syscall.EINVAL, func(r refusalTree) *meta.Request {
+		return &meta.Request{Op: meta.OpMake, Ino: r.d, Mode: dirm}
 	}},
 	{"make of ..", syscall.EEXIST, func(r refusalTree) *meta.Request {
 		return &meta.Request{Op: meta.OpMake, Ino: r.d, Name: "..", Mode: dirm}
