@@ -236,9 +236,12 @@ func (fs *FS) space(c *call) meta.Statfs {
 // Config.Stats.
 const statsName = "user.flexfs.stats"
 
-// xattrAllowed reports whether the service keeps attributes of that name.
-// POSIX ACLs are not among them: they would have to be enforced.
+// xattrAllowed reports whether the service keeps attributes of that name. Of
+// system attributes those are POSIX ACLs, which the kernel enforces.
 func xattrAllowed(name string) bool {
+	if name == "system.posix_acl_access" || name == "system.posix_acl_default" {
+		return true
+	}
 	for _, prefix := range [...]string{"user.", "trusted.", "security."} {
 		if strings.HasPrefix(name, prefix) && len(name) > len(prefix) {
 			return true
@@ -316,10 +319,14 @@ func (c *call) setXattr(op *fuseops.SetXattrOp) error {
 	case len(op.Value) > meta.MaxXattr:
 		return syscall.E2BIG
 	}
-	return c.changeXattr(&meta.Request{
+	req := &meta.Request{
 		Op: meta.OpSetxattr, Ino: meta.Ino(op.Inode), Name: op.Name,
 		Data: append([]byte(nil), op.Value...), Flags: op.Flags, Time: now(),
-	})
+	}
+	if op.KillSgid {
+		req.Set = meta.SetKillSgid
+	}
+	return c.changeXattr(req)
 }
 
 func (c *call) removeXattr(op *fuseops.RemoveXattrOp) error {

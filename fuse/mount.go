@@ -127,7 +127,8 @@ func (fs *FS) mountConfig() *fuse.MountConfig {
 		MaxBackground:           maxBackground,
 		MaxReadahead:            readAheadKiB << 10,
 		ExtraInitFlags: fuse.InitPosixLocks | fuse.InitFlockLocks | fuse.InitAutoInvalData |
-			fuse.InitHandleKillprivV2 | fuse.InitDirectIOAllowMmap,
+			fuse.InitHandleKillprivV2 | fuse.InitDirectIOAllowMmap |
+			fuse.InitPosixACL | fuse.InitDontMask | fuse.InitSetxattrExt,
 	}
 }
 

@@ -119,13 +119,13 @@ func (c *call) make(parent fuseops.InodeID, name string, req *meta.Request, e *f
 }
 
 func (c *call) mkDir(op *fuseops.MkDirOp) error {
-	req := &meta.Request{Mode: unixMode(op.Mode&^os.ModeType | os.ModeDir), Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
+	req := &meta.Request{Mode: unixMode(op.Mode&^os.ModeType | os.ModeDir), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
 	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	return err
 }
 
 func (c *call) mkNode(op *fuseops.MkNodeOp) error {
-	req := &meta.Request{Mode: unixMode(op.Mode), Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Rdev: op.Rdev}
+	req := &meta.Request{Mode: unixMode(op.Mode), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Rdev: op.Rdev}
 	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	return err
 }
@@ -141,7 +141,7 @@ func (c *call) createSymlink(op *fuseops.CreateSymlinkOp) error {
 
 func (c *call) createFile(op *fuseops.CreateFileOp) error {
 	flags := uint32(op.OpenFlags)
-	req := &meta.Request{Mode: unixMode(op.Mode &^ os.ModeType), Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
+	req := &meta.Request{Mode: unixMode(op.Mode &^ os.ModeType), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
 	if op.Tmpfile {
 		return c.createNameless(op, req)
 	}

@@ -642,7 +642,8 @@ func (q *Request) fields(b []byte) []byte {
 	b = putBytes(b, 32, q.Volume)
 	b = putBytes(b, 33, q.Secret)
 	b = putUint(b, 34, q.Session)
-	return putUint(b, 35, uint64(q.Version))
+	b = putUint(b, 35, uint64(q.Version))
+	return putUint(b, 36, uint64(q.Umask))
 }
 
 func (q *Request) field(num uint64, d *decoder) {
@@ -717,6 +718,8 @@ func (q *Request) field(num uint64, d *decoder) {
 		q.Session = d.uint64()
 	case 35:
 		q.Version = d.uint32()
+	case 36:
+		q.Umask = d.uint32()
 	}
 }
 

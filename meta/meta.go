@@ -189,12 +189,12 @@ const (
 
 	// OpMake* creates an inode and its name: a file, directory, symbolic link
 	// or special file as Mode says. Ino (directory), Name, Mode, Uid, Gid, Rdev,
-	// Data (a link's target), Time, Exist (an existing regular file is the
+	// Umask, Data (a link's target), Time, Exist (an existing regular file is the
 	// answer instead of EEXIST) -> Attr, Block, Parent, Existed. A file without
 	// a Name is only in use, by this session, until an OpLink gives it a name or
 	// an OpClose ends it: Nlink 0, no Parent.
 	// In a setgid directory the group, and a directory's setgid bit, are
-	// inherited.
+	// inherited, and so are default ACLs; Umask counts where there are none.
 	OpMake
 
 	// OpLink*: Ino (what), Ino2 (directory), Name, Time -> Attr, Parent.
@@ -227,7 +227,10 @@ const (
 
 	// OpGetxattr: Ino, Name -> Data. OpListxattr: Ino -> Names.
 	// OpSetxattr*: Ino, Name, Data, Flags (XATTR_CREATE 1, XATTR_REPLACE 2),
-	// Time. OpRemovexattr*: Ino, Name, Time. The last two -> Attr.
+	// Set (SetKillSgid), Time. OpRemovexattr*: Ino, Name, Time. The last two ->
+	// Attr. system.posix_acl_access and system.posix_acl_default are POSIX ACLs,
+	// in the form that setxattr(2) has for them. An access ACL and the mode are
+	// kept in step; one that says no more than a mode is not kept.
 	OpGetxattr
 	OpListxattr
 	OpSetxattr
@@ -276,6 +279,7 @@ const (
 	SetAtime
 	SetMtime
 	SetKillPriv // clear setuid, and setgid if group-executable, as a write by an ordinary user does
+	SetKillSgid // in an OpSetxattr of an access ACL: clear setgid, as who sets it may not keep it
 )
 
 // A Request is one operation. Which fields count is said at each Op; the others
@@ -307,6 +311,7 @@ type Request struct {
 	Locks          []InoLock
 	Invals         []Inval
 	Ops            []Request
+	Umask          uint32
 
 	// Of OpHello.
 	Token, Volume, Secret string

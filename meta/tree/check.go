@@ -26,7 +26,7 @@ const maxProblems = 1000
 // Check reads a whole database, in one state of it, and returns the rules that
 // it breaks: that every key and value has its form, that every inode is reached
 // from the root by as many names as it counts, that directories count their
-// entries and know their parents, that extended attributes are counted, that block records lie within their files and
+// entries and know their parents, that extended attributes are counted and access control lists agree with the mode, that block records lie within their files and
 // name objects that nobody is going to delete, that the volume's counters are
 // right, that sessions, delayed work and history are well formed and about
 // things that exist. It may run while a server does.
@@ -223,6 +223,7 @@ func (c *volumeCheck) inodeRecord(key, value []byte) {
 		in.parents[meta.Ino(binary.BigEndian.Uint64(rest))] = binary.BigEndian.Uint32(value)
 	case kind == ofXattr && checkXattr(string(rest)) == nil && len(value) <= meta.MaxXattr:
 		in.xattrs++
+		c.acl(in, string(rest), value)
 	default:
 		c.bad("inode %d has a record %q %q that is not known", ino, kind, rest)
 	}
@@ -454,6 +455,22 @@ func (c *volumeCheck) contents(in *found) {
 	}
 	if in.inline != in.inode.inline {
 		c.bad("inode %d says inline %v, its block 0 says %v", in.Ino, in.inode.inline, in.inline)
+	}
+}
+
+// acl checks an access control list against the mode.
+func (c *volumeCheck) acl(in *found, name string, value []byte) {
+	if name != aclAccess && name != aclDefault {
+		return
+	}
+	a, err := parseACL(value)
+	switch {
+	case err != nil:
+		c.bad("inode %d: %s: %v", in.Ino, name, err)
+	case in.IsSymlink() || name == aclDefault && !in.IsDir():
+		c.bad("inode %d with mode %o has a %s", in.Ino, in.Mode, name)
+	case name == aclAccess && (a.minimal() || a.mode() != in.Mode&0o777):
+		c.bad("inode %d with mode %o has an access control list for %o of %d entries", in.Ino, in.Mode, a.mode(), len(a))
 	}
 }
 

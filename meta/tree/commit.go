@@ -32,7 +32,9 @@ func (s *session) commit(ctx context.Context, req *meta.Request) (*meta.Reply, e
 			}
 		}
 		c.touchData(in)
-		c.setAttr(in, req.Set&^meta.SetSize, &req.Attr)
+		if err := c.setAttr(in, req.Set&^meta.SetSize, &req.Attr); err != nil {
+			return nil, err
+		}
 		c.inval(in, true)
 		return c.v.told(c, &in.inode)
 	})

@@ -81,7 +81,10 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 		if d != nil {
 			return c.existing(dir, d)
 		}
-		in := c.newInode(ino, dir)
+		in, err := c.newInode(ino, dir)
+		if err != nil {
+			return nil, err
+		}
 		if err := c.enter(dir, req.Name, in); err != nil {
 			return nil, err
 		}
@@ -93,9 +96,15 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 // makeNameless makes a file as O_TMPFILE does. It is for the session alone, which
 // has it in use, until it gets a name.
 func (c *change) makeNameless(ino meta.Ino, dir *loaded) (*meta.Reply, error) {
-	in := c.newInode(ino, dir)
+	in, err := c.newInode(ino, dir)
+	if err != nil {
+		return nil, err
+	}
 	in.Nlink = 0
-	return &meta.Reply{Attr: in.told()}, c.nameless(in)
+	if err := c.nameless(in); err != nil {
+		return nil, err
+	}
+	return &meta.Reply{Attr: in.told()}, nil
 }
 
 // livingDir returns a directory in which a name may be made.
@@ -125,7 +134,7 @@ func (c *change) existing(dir *loaded, d *dentry) (*meta.Reply, error) {
 }
 
 // newInode returns an inode as the request describes it.
-func (c *change) newInode(ino meta.Ino, dir *loaded) *loaded {
+func (c *change) newInode(ino meta.Ino, dir *loaded) (*loaded, error) {
 	req := c.req
 	in := &loaded{dirty: true}
 	in.Attr = meta.Attr{
@@ -149,7 +158,7 @@ func (c *change) newInode(ino meta.Ino, dir *loaded) *loaded {
 		in.Rdev = req.Rdev
 	}
 	c.inodes[ino] = in
-	return in
+	return in, c.inherit(in, dir)
 }
 
 // enter puts a name for in into dir, where it is not yet.

@@ -26,7 +26,9 @@ func (s *session) setattr(ctx context.Context, req *meta.Request) (*meta.Reply, 
 				return nil, err
 			}
 		}
-		c.setAttr(in, req.Set&^meta.SetSize, &req.Attr)
+		if err := c.setAttr(in, req.Set&^meta.SetSize, &req.Attr); err != nil {
+			return nil, err
+		}
 		c.touch(in)
 		c.inval(in, req.Set&meta.SetSize != 0)
 		return c.v.told(c, &in.inode)
@@ -34,13 +36,15 @@ func (s *session) setattr(ctx context.Context, req *meta.Request) (*meta.Reply, 
 }
 
 // setAttr sets attributes other than the size.
-func (c *change) setAttr(in *loaded, set meta.SetMask, a *meta.Attr) {
+func (c *change) setAttr(in *loaded, set meta.SetMask, a *meta.Attr) error {
 	if set == 0 {
-		return
+		return nil
 	}
 	c.touch(in)
 	if set&meta.SetMode != 0 {
-		in.Mode = in.Mode&typeMask | a.Mode&permMask
+		if err := c.setMode(in, a.Mode); err != nil {
+			return err
+		}
 	}
 	if set&meta.SetUid != 0 {
 		in.Uid = a.Uid
@@ -58,6 +62,7 @@ func (c *change) setAttr(in *loaded, set meta.SetMask, a *meta.Attr) {
 	if set&meta.SetMtime != 0 {
 		in.Mtime = a.Mtime
 	}
+	return nil
 }
 
 // withoutPrivileges clears setuid, and setgid where it is one: without the

@@ -73,24 +73,41 @@ func (s *session) setxattr(ctx context.Context, req *meta.Request) (*meta.Reply,
 		if err != nil {
 			return nil, err
 		}
-		key := c.v.xattrKey(in.Ino, req.Name)
-		old, err := c.Get(key)
+		old, err := c.Get(c.v.xattrKey(in.Ino, req.Name))
 		if err != nil {
 			return nil, err
 		}
 		if err := c.checkXattrFlags(in, old != nil); err != nil {
 			return nil, err
 		}
-		if err := c.replace(key, old, append([]byte{}, req.Data...)); err != nil {
-			return nil, err
+		if req.Name == aclAccess || req.Name == aclDefault {
+			err = c.putACL(in, req.Name, req.Data)
+		} else {
+			err = c.putXattr(in, req.Name, append([]byte{}, req.Data...))
 		}
-		if old == nil {
-			in.Xattrs++
+		if err != nil {
+			return nil, err
 		}
 		c.touch(in)
 		c.inval(in, false)
 		return &meta.Reply{Attr: in.told()}, nil
 	})
+}
+
+// putXattr stores an extended attribute, or removes it if value is nil.
+func (c *change) putXattr(in *loaded, name string, value []byte) error {
+	key := c.v.xattrKey(in.Ino, name)
+	old, err := c.Get(key)
+	if err != nil || old == nil && value == nil {
+		return err
+	}
+	switch {
+	case old == nil:
+		in.Xattrs++
+	case value == nil:
+		in.Xattrs--
+	}
+	return c.replace(key, old, value)
 }
 
 func (c *change) checkXattrFlags(in *loaded, there bool) error {
@@ -123,18 +140,16 @@ func (s *session) removexattr(ctx context.Context, req *meta.Request) (*meta.Rep
 		if err != nil {
 			return nil, err
 		}
-		key := c.v.xattrKey(in.Ino, req.Name)
-		old, err := c.Get(key)
+		old, err := c.Get(c.v.xattrKey(in.Ino, req.Name))
 		if err != nil {
 			return nil, err
 		}
 		if old == nil {
 			return nil, refuse(syscall.ENODATA, "attribute %q is not there", req.Name)
 		}
-		if err := c.replace(key, old, nil); err != nil {
+		if err := c.putXattr(in, req.Name, nil); err != nil {
 			return nil, err
 		}
-		in.Xattrs--
 		c.touch(in)
 		c.inval(in, false)
 		return &meta.Reply{Attr: in.told()}, nil
