@@ -128,6 +128,19 @@ func putInos(b []byte, num uint64, inos []Ino) []byte {
 	return b
 }
 
+// putHoles writes a list of uvarints: where each hole begins and ends.
+func putHoles(b []byte, num uint64, holes []Hole) []byte {
+	if len(holes) == 0 {
+		return b
+	}
+	body := make([]byte, 0, 8*len(holes))
+	for _, h := range holes {
+		body = binary.AppendUvarint(body, uint64(h.Lo))
+		body = binary.AppendUvarint(body, uint64(h.Hi))
+	}
+	return putElement(b, num, body)
+}
+
 // putMessage leaves a message without fields out, unless keep says that its
 // being there means something.
 func putMessage(b []byte, num uint64, m message, keep bool) []byte {
@@ -348,6 +361,40 @@ func (d *decoder) inos(s []Ino) []Ino {
 	return s
 }
 
+// holes decodes a list of holes, which must ascend.
+func (d *decoder) holes(s []Hole) []Hole {
+	body := d.bytes()
+	n := 0
+	for _, c := range body {
+		if c < 0x80 {
+			n++
+		}
+	}
+	if len(body) == 0 || !d.allocate(n/2+len(s), unsafe.Sizeof(Hole{})) {
+		return s
+	}
+	s = append(make([]Hole, 0, len(s)+n/2), s...)
+	rest := d.in
+	d.in = body
+	at := uint64(0)
+	if len(s) > 0 {
+		at = uint64(s[len(s)-1].Hi)
+	}
+	for len(d.in) > 0 {
+		lo, hi := d.uvarint(), d.uvarint()
+		if lo < at || hi <= lo || hi > math.MaxUint32 {
+			d.fail(errMalformed)
+			break
+		}
+		s = append(s, Hole{uint32(lo), uint32(hi)})
+		at = hi
+	}
+	if d.err == nil {
+		d.in = rest
+	}
+	return s
+}
+
 // parts decodes one part of a compound, of which none is a compound itself.
 func parts[T any, P interface {
 	*T
@@ -474,7 +521,10 @@ func (k *Block) fields(b []byte) []byte {
 	b = putBytes(b, 5, k.Data)
 	b = putMessage(b, 6, &k.Base, false)
 	b = putBool(b, 7, k.Whole)
-	return putUint(b, 8, uint64(k.BaseLen))
+	b = putUint(b, 8, uint64(k.BaseLen))
+	b = putHoles(b, 9, k.Holes)
+	b = putHoles(b, 10, k.BaseHoles)
+	return putMessage(b, 11, &k.Origin, false)
 }
 
 func (k *Block) field(num uint64, d *decoder) {
@@ -495,6 +545,26 @@ func (k *Block) field(num uint64, d *decoder) {
 		k.Whole = d.bool()
 	case 8:
 		k.BaseLen = d.uint32()
+	case 9:
+		k.Holes = d.holes(k.Holes)
+	case 10:
+		k.BaseHoles = d.holes(k.BaseHoles)
+	case 11:
+		d.sub(&k.Origin)
+	}
+}
+
+func (o *Origin) fields(b []byte) []byte {
+	b = putUint(b, 1, uint64(o.Ino))
+	return putUint(b, 2, uint64(o.Index))
+}
+
+func (o *Origin) field(num uint64, d *decoder) {
+	switch num {
+	case 1:
+		o.Ino = d.ino()
+	case 2:
+		o.Index = d.uint32()
 	}
 }
 

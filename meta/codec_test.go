@@ -187,6 +187,11 @@ func TestBytesOfTheWireFormat(t *testing.T) {
 		{"reply", r, "0202" + "05026e6f" + "0601" + "090d" + "0207" + "0e808080808020" + "1502" + "0202" +
 			"1100" + "130c" + "0209" + "05040201" + "0402" + "060a" + "0801" +
 			"1507" + "03016e" + "0502" + "0208" + "1d00" + "2c8090dfc04a" + "2f03" + "030176"},
+		{"block", &Block{
+			Index: 2, Gen: Gen{3, 4}, Len: 20000, Holes: []Hole{{0, 4096}, {8192, 12288}}, Origin: Origin{5, 6},
+			Base: Gen{3, 1}, BaseLen: 16384, BaseHoles: []Hole{{4096, 8192}},
+		}, "0202" + "050402030404" + "06a09c01" + "0d0402030401" + "10808001" +
+			"1307" + "00" + "8020" + "8040" + "8060" + "1504" + "8020" + "8040" + "1704" + "0205" + "0406"},
 	} {
 		if got := hex.EncodeToString(test.m.fields(nil)); got != test.want {
 			t.Errorf("the %s is encoded as\n%s, want\n%s", test.name, got, test.want)
@@ -197,7 +202,7 @@ func TestBytesOfTheWireFormat(t *testing.T) {
 func TestOpsKeepTheirNumbers(t *testing.T) {
 	want := strings.Fields("op(0) hello ping bye lookup getattr readdir blocks make link unlink" +
 		" rmdir rename setattr commit punch getxattr listxattr setxattr removexattr statfs" +
-		" getlk setlk cancel close compound inval op(27)")
+		" getlk setlk cancel close compound inval clone op(28)")
 	for i, name := range want {
 		if got := Op(i).String(); got != name {
 			t.Errorf("operation %d is %q, want %q", i, got, name)
@@ -235,6 +240,9 @@ func TestMalformedMessagesAreRefused(t *testing.T) {
 		"a string beyond the end":      {0x0d, 5, 'x'},
 		"a message beyond its parent":  putElement(nil, 22, []byte{0x0d, 5, 'x'}),
 		"a list of cut numbers":        putElement(nil, 27, []byte{0x80}),
+		"half a hole":                  putElement(nil, 21, putElement(nil, 9, []byte{1})),
+		"holes that go back":           putElement(nil, 21, putElement(nil, 9, []byte{5, 6, 1, 2})),
+		"an empty hole":                putElement(nil, 21, putElement(nil, 9, []byte{5, 5})),
 		"a billion nanoseconds":        putMessage(nil, 15, &Time{Nsec: 1e9}, false),
 		"a compound within a compound": putElement(nil, 30, compound),
 		"too many operations":          (&Request{Ops: make([]Request, MaxOps+1)}).Append(nil),

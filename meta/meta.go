@@ -28,7 +28,7 @@ const (
 	MaxLinks  = 65000    // hard links to one inode (EMLINK)
 	MaxInline = 64 << 10 // bytes of a file's contents kept with its metadata
 	MaxSize   = 16 << 40 // bytes of a file (EFBIG)
-	MaxCommit = 1000     // blocks in one OpCommit (EINVAL)
+	MaxCommit = 1000     // blocks in one OpCommit or OpClone (EINVAL)
 )
 
 // A Time is a moment since 1970 in UTC. Sec may be negative; 0 <= Nsec < 1e9.
@@ -55,7 +55,7 @@ type Attr struct {
 	Nlink uint32
 	Rdev  uint32
 	Size  uint64 // bytes; for a directory the number of its entries
-	Bytes uint64 // stored for it, holes excluded, before compression
+	Bytes uint64 // stored for it, holes excluded, before compression; shared blocks count in each file
 
 	Xattrs uint32 // how many extended attributes it has
 
@@ -98,6 +98,13 @@ type Block struct {
 	Gen   Gen
 	Len   uint32 // valid plain bytes; what the object has beyond them is not part of the file
 
+	// What of Len is not stored. Not if Inline.
+	Holes []Hole
+
+	// Where the object was made, if not here: zero is here. See [Block.Object].
+	// The service says it; a commit cannot.
+	Origin Origin
+
 	Inline bool
 	Data   []byte // if Inline: the contents, at most Len bytes long
 
@@ -105,11 +112,15 @@ type Block struct {
 	// still be current, or the commit is refused with ESTALE. Zero: there was
 	// none. Ignored if Whole is set: the writer replaced every byte of the
 	// block that is within the file. BaseLen, if not 0, is the Len that the
-	// Base had, and must still have: a cut of the file shortens a block without
-	// giving it a new version.
-	Base    Gen
-	BaseLen uint32
-	Whole   bool
+	// Base had, and must still have, and BaseHoles are its holes: a cut of the
+	// file and a punch change a block without giving it a new version.
+	//
+	// A block whose Gen is its Base only shows less of it: a smaller Len, more
+	// Holes. One with neither Gen nor Len becomes a hole.
+	Base      Gen
+	BaseLen   uint32
+	BaseHoles []Hole
+	Whole     bool
 }
 
 // A Lock is an advisory lock or the question for one. Range locks of fcntl(2)
@@ -265,6 +276,15 @@ const (
 	// have open files, so that it is told again). The change that caused it is
 	// acknowledged only after that, or when the client's lease has ended.
 	OpInval
+
+	// OpClone* makes blocks of a file the same as those of another or of the
+	// same file, without a copy of their objects: Ino (from), Index (first), Ino2
+	// (to), Index2 (first), Limit (blocks, at most MaxCommit), Size (the file
+	// written to is at least this long now, and its last block is cut here),
+	// Time -> Attr (of the file written to). Holes become holes. EINVAL: they
+	// overlap, or a block is inline. ESTALE: Size is within the last block, and
+	// the file has bytes after it; nothing was done.
+	OpClone
 )
 
 // SetMask says which values an OpSetattr changes.

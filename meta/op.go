@@ -30,6 +30,7 @@ var opNames = [...]string{
 	OpClose:       "close",
 	OpCompound:    "compound",
 	OpInval:       "inval",
+	OpClone:       "clone",
 }
 
 // String returns the operation's name, like "lookup".
@@ -45,7 +46,7 @@ func (op Op) String() string {
 func (op Op) Changes() bool {
 	switch op {
 	case OpMake, OpLink, OpUnlink, OpRmdir, OpRename, OpSetattr, OpCommit,
-		OpPunch, OpSetxattr, OpRemovexattr, OpClose:
+		OpPunch, OpSetxattr, OpRemovexattr, OpClose, OpClone:
 		return true
 	}
 	return false

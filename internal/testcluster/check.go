@@ -99,7 +99,8 @@ func (w *walk) file(ctx context.Context, ino meta.Ino, name string) error {
 			if b.Inline {
 				continue
 			}
-			key := store.Key{Volume: w.volume, Ino: uint64(ino), Index: b.Index, Gen: store.Gen(b.Gen)}
+			o := b.Object(ino)
+			key := store.Key{Volume: w.volume, Ino: uint64(o.Ino), Index: o.Index, Gen: store.Gen(b.Gen)}
 			data, err := w.bucket.Get(ctx, key, 0, -1)
 			if err == nil {
 				err = seal.Verify(key, data)

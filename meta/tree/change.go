@@ -33,8 +33,10 @@ type change struct {
 
 	invals         []meta.Inval
 	orphans        []meta.Ino // that lost their last name
-	garbage        []BlockRef
-	bytes, counted int64 // to add to the counters
+	garbage        []BlockRef // objects of dropper that are not named any more
+	cloned         []BlockRef // and those of other inodes
+	dropper        meta.Ino   // the inode that named them: a change drops of one only
+	bytes, counted int64      // to add to the counters
 	reserved       bool
 }
 
@@ -283,11 +285,19 @@ func (c *change) count(bytes, inodes int64) {
 	c.counted += inodes
 }
 
-// drop notes that no file has the object of a block any more.
+// drop notes that a block of ino does not name its object any more. The object
+// goes when those who look at the past need it no more, if nothing else names it
+// then: see shared.go.
 func (c *change) drop(ino meta.Ino, k *meta.Block) {
-	if !k.Inline {
-		c.garbage = append(c.garbage, BlockRef{ino, k.Index, k.Gen})
+	if k.Inline || k.Gen == (meta.Gen{}) {
+		return
 	}
+	if r := refOf(ino, k); r.Ino == ino {
+		c.garbage = append(c.garbage, r)
+	} else {
+		c.cloned = append(c.cloned, r)
+	}
+	c.dropper = ino
 }
 
 // finish writes what the change collected.
@@ -317,21 +327,28 @@ func (c *change) finish() error {
 const refsPerRecord = 1000
 
 func (c *change) finishGarbage() error {
+	if err := c.delay(delayedBlocks, c.garbage, appendRef); err != nil {
+		return err
+	}
+	return c.delay(delayedCloned, c.cloned, appendCloned)
+}
+
+// delay writes records of objects to delete.
+func (c *change) delay(kind byte, refs []BlockRef, form func([]byte, BlockRef) []byte) error {
 	due := c.v.keep(c.second)
-	for part := uint16(0); len(c.garbage) > 0; part++ {
-		ino := c.garbage[0].Ino // all are of one inode
-		n := min(len(c.garbage), refsPerRecord)
-		key := binary.BigEndian.AppendUint64(c.v.delayedKey(due, delayedBlocks), uint64(ino))
-		key = binary.BigEndian.AppendUint64(key, c.inodes[ino].Change)
+	for part := uint16(0); len(refs) > 0; part++ {
+		n := min(len(refs), refsPerRecord)
+		key := binary.BigEndian.AppendUint64(c.v.delayedKey(due, kind), uint64(c.dropper))
+		key = binary.BigEndian.AppendUint64(key, c.inodes[c.dropper].Change)
 		key = binary.BigEndian.AppendUint16(key, part)
 		var value []byte
-		for _, r := range c.garbage[:n] {
-			value = appendRef(value, r)
+		for _, r := range refs[:n] {
+			value = form(value, r)
 		}
 		if err := c.Put(key, value); err != nil {
 			return err
 		}
-		c.garbage = c.garbage[n:]
+		refs = refs[n:]
 	}
 	return nil
 }

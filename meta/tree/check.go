@@ -26,8 +26,11 @@ const maxProblems = 1000
 // Check reads a whole database, in one state of it, and returns the rules that
 // it breaks: that every key and value has its form, that every inode is reached
 // from the root by as many names as it counts, that directories count their
-// entries and know their parents, that extended attributes are counted and access control lists agree with the mode, that block records lie within their files and
-// name objects that nobody is going to delete, that the volume's counters are
+// entries and know their parents, that extended attributes are counted and
+// access control lists agree with the mode, that block records lie within their
+// files, have well-formed holes and name objects that are counted as often as
+// they are named, or once and that nobody is going to delete, that the volume's
+// counters are
 // right, that sessions, delayed work and history are well formed and about
 // things that exist. It may run while a server does.
 func Check(ctx context.Context, e engine.Engine) ([]Problem, error) {
@@ -131,14 +134,22 @@ type found struct {
 	reaching int                 // of a directory: 1 being walked, 2 reaches the root
 }
 
+// A naming is what the check knows of who names an object.
+type naming struct {
+	files   uint32 // block records
+	foreign bool   // one of them in another place than the object's own
+	ending  uint32 // delayed work
+	count   uint32 // of table R; 0: none
+}
+
 // A volumeCheck checks one volume. The tables are read in the order of their
 // keys, inodes first.
 type volumeCheck struct {
 	*checker
 	v        *volume
 	inodes   map[meta.Ino]*found
-	refs     map[BlockRef]bool // objects of files
-	history  map[string]bool   // keys of H
+	refs     map[BlockRef]*naming
+	history  map[string]bool // keys of H
 	counters map[string]int64
 	sessions map[uint64]bool
 	opens    []meta.Ino
@@ -148,7 +159,7 @@ type volumeCheck struct {
 func (k *checker) volume(ctx context.Context, r engine.Reader, num uint32, v *volume) error {
 	c := &volumeCheck{
 		checker: k, v: v,
-		inodes: make(map[meta.Ino]*found), refs: make(map[BlockRef]bool), history: make(map[string]bool),
+		inodes: make(map[meta.Ino]*found), refs: make(map[BlockRef]*naming), history: make(map[string]bool),
 		counters: make(map[string]int64), sessions: make(map[uint64]bool),
 	}
 	prefix := binary.BigEndian.AppendUint32(nil, num)
@@ -188,6 +199,8 @@ func (c *volumeCheck) record(table byte, key, value []byte) {
 		c.historyRecord(key, value)
 	case tableSession:
 		c.session(key, value)
+	case tableShared:
+		c.shared(key, value)
 	default:
 		c.bad("key %q of table %q is not known", key, table)
 	}
@@ -269,11 +282,69 @@ func (c *volumeCheck) block(in *found, index uint32, value []byte) {
 	case start >= in.Size || start+uint64(k.Len) > in.Size:
 		c.bad("inode %d has %d bytes, and block %d has %d from %d on", in.Ino, in.Size, index, k.Len, start)
 	}
-	in.bytes += uint64(k.Len)
+	in.bytes += k.Bytes()
 	if k.Inline {
 		in.inline = true
-	} else {
-		c.refs[BlockRef{in.Ino, index, k.Gen}] = true
+		return
+	}
+	if last := len(k.Holes) - 1; last >= 0 && k.Holes[last].Hi > c.v.blockSize {
+		c.bad("inode %d: block %d has the holes %v", in.Ino, index, k.Holes)
+	}
+	if k.Origin == (meta.Origin{Ino: in.Ino, Index: index}) {
+		c.bad("inode %d: block %d says that it is from where it is", in.Ino, index)
+	}
+	n := c.naming(refOf(in.Ino, k))
+	n.files++
+	n.foreign = n.foreign || k.Origin != (meta.Origin{})
+}
+
+func (c *volumeCheck) naming(r BlockRef) *naming {
+	n := c.refs[r]
+	if n == nil {
+		n = new(naming)
+		c.refs[r] = n
+	}
+	return n
+}
+
+// ending takes note of references that delayed work ends.
+func (c *volumeCheck) ending(refs []BlockRef, err error) {
+	if err != nil {
+		c.bad("%v", err)
+	}
+	for _, r := range refs {
+		c.naming(r).ending++
+	}
+}
+
+// shared takes note of a count of table R.
+func (c *volumeCheck) shared(key, value []byte) {
+	if len(key) != 8+refLen || len(value) != 4 || binary.BigEndian.Uint32(value) == 0 {
+		c.bad("count %q of an object: %q", key, value)
+		return
+	}
+	refs, err := decodeRefs(meta.Ino(binary.BigEndian.Uint64(key)), key[8:])
+	if err != nil {
+		c.bad("%v", err)
+		return
+	}
+	c.naming(refs[0]).count = binary.BigEndian.Uint32(value)
+}
+
+// objects checks that every object is counted as often as it is named.
+func (c *volumeCheck) objects() {
+	for r, n := range c.refs {
+		switch named := n.files + n.ending; {
+		case n.count > 0 && n.count != named:
+			c.bad("block %d of inode %d, version %v, is named %d times and counted %d times", r.Index, r.Ino, r.Gen, named, n.count)
+		case n.count > 0:
+		case n.foreign:
+			c.bad("block %d of inode %d, version %v, is named by another file and not counted", r.Index, r.Ino, r.Gen)
+		case n.files > 0 && n.ending > 0:
+			c.bad("block %d of inode %d, version %v, is in a file and going to be deleted", r.Index, r.Ino, r.Gen)
+		case named > 1:
+			c.bad("block %d of inode %d, version %v, is named %d times and not counted", r.Index, r.Ino, r.Gen, named)
+		}
 	}
 }
 
@@ -318,15 +389,9 @@ func (c *volumeCheck) delayedWork(key, value []byte) {
 	kind, rest := key[8], key[9:]
 	switch {
 	case kind == delayedBlocks && len(rest) == 18:
-		refs, err := decodeRefs(meta.Ino(binary.BigEndian.Uint64(rest)), value)
-		if err != nil {
-			c.bad("%v", err)
-		}
-		for _, r := range refs {
-			if c.refs[r] {
-				c.bad("block %d of inode %d, version %v, is in a file and going to be deleted", r.Index, r.Ino, r.Gen)
-			}
-		}
+		c.ending(decodeRefs(meta.Ino(binary.BigEndian.Uint64(rest)), value))
+	case kind == delayedCloned && len(rest) == 18:
+		c.ending(decodeCloned(value))
 	case kind == delayedInode && len(rest) == 8:
 		ino := meta.Ino(binary.BigEndian.Uint64(rest))
 		if in := c.inodes[ino]; in != nil {
@@ -432,6 +497,7 @@ func (c *volumeCheck) conclude() {
 	}
 	c.count(counterBytes, bytes)
 	c.count(counterInodes, count)
+	c.objects()
 	c.leftovers()
 }
 

@@ -76,6 +76,30 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 			}
 			return tx.Put(key, appendRef(nil, BlockRef{f, 0, k.Gen}))
 		}},
+		{"is named 1 times and counted 2 times", func(tx engine.Tx) error {
+			k, err := v.block(tx, f, 0)
+			if err != nil {
+				return err
+			}
+			return v.setNamed(tx, refOf(f, k), 2)
+		}},
+		{"is named 0 times and counted 1 times", func(tx engine.Tx) error { return v.setNamed(tx, BlockRef{Ino: 50}, 1) }},
+		{"by another file and not counted", func(tx engine.Tx) error {
+			return tx.Put(v.blockKey(f, 0), encodeBlock(&meta.Block{
+				Gen: meta.Gen{Session: 1, Seq: 1}, Len: testBlockSize, Origin: meta.Origin{Ino: g}}))
+		}},
+		{"says that it is from where it is", func(tx engine.Tx) error {
+			return tx.Put(v.blockKey(f, 0), encodeBlock(&meta.Block{
+				Gen: meta.Gen{Session: 1, Seq: 1}, Len: testBlockSize, Origin: meta.Origin{Ino: f}}))
+		}},
+		{"is named 2 times and not counted", func(tx engine.Tx) error {
+			key := append(v.delayedKey(9, delayedCloned), make([]byte, 18)...)
+			r := appendCloned(nil, BlockRef{f, 7, meta.Gen{Session: 1}})
+			return tx.Put(key, append(r, r...))
+		}},
+		{"references that end", put(append(v.delayedKey(9, delayedCloned), make([]byte, 18)...), []byte{1})},
+		{"count", put(v.sharedKey(BlockRef{Ino: 1}), nil)},
+		{"record of block 0", put(v.blockKey(f, 0), []byte("\x03"+strings.Repeat("\x01", 31)))},
 		{"stands for inode 99", put(v.dentryKey(d, "x"), dentry{99, reg &^ 0o7777}.encode())},
 		{"which is no directory", put(v.dentryKey(f, "x"), dentry{g, reg &^ 0o7777}.encode())},
 		{"says type", put(v.dentryKey(meta.Root, "f"), dentry{f, dirm &^ 0o7777}.encode())},
@@ -135,6 +159,7 @@ func FuzzValues(f *testing.F) {
 	f.Add(in.encode())
 	f.Add(encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1}, Len: 3, Inline: true, Data: []byte("abc")}))
 	f.Add(encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1}, Len: 3}))
+	f.Add(encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1}, Len: 5000, Holes: []meta.Hole{{Lo: 0, Hi: 4096}}}))
 	f.Add(dentry{7, 0o100000}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if in, err := decodeInode(1, b); err == nil && string(in.encode()) != string(b) {
@@ -173,6 +198,16 @@ func TestFormsArePinned(t *testing.T) {
 		{dentry{2, 0o100000}.encode(), "\x00\x00\x00\x00\x00\x00\x00\x02\x08"},
 		{encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1, Seq: 2}, Len: 3}),
 			"\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03"},
+		{encodeBlock(&meta.Block{
+			Gen: meta.Gen{Session: 1, Seq: 2}, Len: 1 << 20,
+			Holes: []meta.Hole{{Lo: 0, Hi: 4096}, {Lo: 512 << 10, Hi: 516 << 10}}, Origin: meta.Origin{Ino: 5, Index: 6},
+		}),
+			"\x03\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x10\x00\x00" +
+				"\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00\x06" + "\x00\x00\x00\x01\x00\x80\x00\x81"},
+		{v.sharedKey(BlockRef{2, 3, meta.Gen{Session: 4, Seq: 5}}), "\x00\x00\x00\x01R\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03" +
+			"\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x05"},
+		{appendCloned(nil, BlockRef{2, 3, meta.Gen{Session: 4, Seq: 5}}), "\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03" +
+			"\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x05"},
 		{in.encode(), "\x01\x01\x00\x00\x81\xa4\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00\x04" +
 			"\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x06\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x07" +
 			strings.Repeat("\x00", 36) + "\x00\x00\x00\x00\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x0a\x00\x00\x00\x0bt"},

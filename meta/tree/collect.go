@@ -146,8 +146,12 @@ func (v *volume) work(ctx context.Context, tasks []task) error {
 	for _, t := range tasks {
 		body := t.key[14:] // after the volume, table, due and kind
 		switch {
-		case t.kind == delayedBlocks && len(body) == 18:
-			more, err := decodeRefs(meta.Ino(binary.BigEndian.Uint64(body)), t.value)
+		case (t.kind == delayedBlocks || t.kind == delayedCloned) && len(body) == 18:
+			more, err := t.refs()
+			if err != nil {
+				return err
+			}
+			more, counts, err := v.letGo(ctx, t, more)
 			if err != nil {
 				return err
 			}
@@ -158,7 +162,7 @@ func (v *volume) work(ctx context.Context, tasks []task) error {
 				refs, done = nil, nil
 			}
 			refs = append(refs, more...)
-			done = append(done, t.key)
+			done = append(append(done, counts...), t.key)
 		case t.kind == delayedHistory && len(body) > 9:
 			done = append(done, t.key, append(t.key[:4:4], body...))
 		case t.kind == delayedInode && len(body) == 8:
@@ -170,6 +174,46 @@ func (v *volume) work(ctx context.Context, tasks []task) error {
 		}
 	}
 	return v.finishDeletes(ctx, refs, done)
+}
+
+// refs returns the objects that a task is about.
+func (t *task) refs() ([]BlockRef, error) {
+	if t.kind == delayedCloned {
+		return decodeCloned(t.value)
+	}
+	return decodeRefs(meta.Ino(binary.BigEndian.Uint64(t.key[14:])), t.value)
+}
+
+// letGo ends the references of a task, and returns the objects that nothing
+// names any more and the keys of their counts. The task is left with those.
+func (v *volume) letGo(ctx context.Context, t task, refs []BlockRef) (last []BlockRef, counts [][]byte, err error) {
+	if shared, err := v.anyShared(ctx, refs); err != nil || !shared {
+		return refs, nil, err
+	}
+	form := appendRef
+	if t.kind == delayedCloned {
+		form = appendCloned
+	}
+	last, err = v.unshare(ctx, refs, func(tx engine.Tx, last []BlockRef) error {
+		if len(last) == 0 {
+			return tx.Delete(t.key)
+		}
+		var value []byte
+		for _, r := range last {
+			value = form(value, r)
+		}
+		return tx.Put(t.key, value)
+	})
+	return last, v.counts(last), err
+}
+
+// counts returns the keys of the counts of objects that may have one.
+func (v *volume) counts(refs []BlockRef) [][]byte {
+	var keys [][]byte
+	for _, r := range refs {
+		keys = append(keys, v.sharedKey(r))
+	}
+	return keys
 }
 
 // finishDeletes deletes blocks and then the records that asked for it.
@@ -205,17 +249,61 @@ func (v *volume) deleteBlocks(ctx context.Context, refs []BlockRef) error {
 func (v *volume) collectInode(ctx context.Context, key []byte, ino meta.Ino) error {
 	dying, err := v.condemn(ctx, key, ino)
 	for err == nil && dying {
-		var refs []BlockRef
-		var keys [][]byte
-		if refs, keys, err = v.someBlocks(ctx, ino); err != nil {
+		var blocks []*meta.Block
+		if blocks, err = v.someBlocks(ctx, ino); err != nil {
 			return err
 		}
-		if len(keys) == 0 {
+		if len(blocks) == 0 {
 			return v.erase(ctx, key, ino)
 		}
-		err = v.finishDeletes(ctx, refs, keys)
+		err = v.collectBlocks(ctx, ino, blocks)
 	}
 	return err
+}
+
+// collectBlocks removes blocks of an inode that is being removed.
+func (v *volume) collectBlocks(ctx context.Context, ino meta.Ino, blocks []*meta.Block) error {
+	var refs []BlockRef
+	keys := make(map[BlockRef][]byte) // of the records that name them
+	var done [][]byte
+	for _, k := range blocks {
+		key := v.blockKey(ino, k.Index)
+		if k.Inline {
+			done = append(done, key)
+			continue
+		}
+		r := refOf(ino, k)
+		if keys[r] != nil {
+			break // cloned within the file: the next round finds it
+		}
+		refs = append(refs, r)
+		keys[r] = key
+	}
+	shared, err := v.anyShared(ctx, refs)
+	if err != nil {
+		return err
+	}
+	if shared {
+		last, err := v.unshare(ctx, refs, func(tx engine.Tx, last []BlockRef) error {
+			for _, r := range refs {
+				if !slices.Contains(last, r) {
+					if err := tx.Delete(keys[r]); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		refs = last
+		done = append(done, v.counts(last)...)
+	}
+	for _, r := range refs {
+		done = append(done, keys[r])
+	}
+	return v.finishDeletes(ctx, refs, done)
 }
 
 // condemn marks an inode as being removed. If it has a name again, or is in use,
@@ -248,18 +336,15 @@ func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying b
 	return dying, err
 }
 
-// someBlocks returns objects of an inode and their records' keys.
-func (v *volume) someBlocks(ctx context.Context, ino meta.Ino) (refs []BlockRef, keys [][]byte, err error) {
+// someBlocks returns blocks of an inode.
+func (v *volume) someBlocks(ctx context.Context, ino meta.Ino) (blocks []*meta.Block, err error) {
 	err = v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
 		return v.eachBlock(r, ino, 0, func(k *meta.Block) (bool, error) {
-			if !k.Inline {
-				refs = append(refs, BlockRef{ino, k.Index, k.Gen})
-			}
-			keys = append(keys, v.blockKey(ino, k.Index))
-			return len(keys) < refsPerRecord, nil
+			blocks = append(blocks, k)
+			return len(blocks) < refsPerRecord, nil
 		})
 	})
-	return refs, keys, err
+	return blocks, err
 }
 
 // erase removes what is left of an inode.

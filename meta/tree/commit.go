@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"math"
+	"slices"
 	"syscall"
 
 	"flexfs/meta"
@@ -63,10 +64,11 @@ func (v *volume) checkCommit(req *meta.Request) error {
 }
 
 func (v *volume) checkBlock(k *meta.Block) error {
+	none := k.Gen == (meta.Gen{}) && k.Len == 0 && !k.Inline // it becomes a hole
 	switch {
-	case k.Gen == (meta.Gen{}):
+	case k.Gen == (meta.Gen{}) && !none:
 		return refuse(syscall.EINVAL, "block %d has no version", k.Index)
-	case k.Len == 0 || k.Len > v.blockSize:
+	case k.Len == 0 && !none || k.Len > v.blockSize:
 		return refuse(syscall.EINVAL, "block %d has %d bytes; blocks have 1 to %d", k.Index, k.Len, v.blockSize)
 	case uint64(k.Index)*uint64(v.blockSize) >= meta.MaxSize:
 		return refuse(syscall.EFBIG, "block %d is beyond the largest file", k.Index)
@@ -78,6 +80,8 @@ func (v *volume) checkBlock(k *meta.Block) error {
 		return refuse(syscall.EINVAL, "the inline block has %d bytes of %d", len(k.Data), k.Len)
 	case k.Inline && k.Len > meta.MaxInline:
 		return refuse(syscall.EINVAL, "%d bytes inline; at most %d may be", k.Len, meta.MaxInline)
+	case len(k.Holes) > 0 && (k.Inline || !k.HolesFit() || k.Len > maxUnits*meta.HoleUnit):
+		return refuse(syscall.EINVAL, "block %d of %d bytes has the holes %v", k.Index, k.Len, k.Holes)
 	}
 	return nil
 }
@@ -91,27 +95,58 @@ func (c *change) store(in *loaded, k *meta.Block) error {
 	if err := checkBase(k, old); err != nil {
 		return err
 	}
-	record := meta.Block{Index: k.Index, Gen: k.Gen, Len: k.Len, Inline: k.Inline, Data: k.Data}
+	record := meta.Block{Index: k.Index, Gen: k.Gen, Len: k.Len, Holes: k.Holes, Inline: k.Inline, Data: k.Data}
+	if old != nil && !old.Inline && !k.Inline && k.Gen == old.Gen { // the same object, of which less is to be seen
+		if !within(&record, old) {
+			return refuse(syscall.EINVAL, "block %d, version %v, had %d bytes and the holes %v", k.Index, k.Gen, old.Len, old.Holes)
+		}
+		record.Origin = old.Origin
+	}
 	start := uint64(k.Index) * uint64(c.v.blockSize)
 	if start >= in.Size { // the file was cut meanwhile
 		c.drop(in.Ino, &record)
 		return nil
 	}
-	record.Len = uint32(min(uint64(record.Len), in.Size-start))
-	record.Data = record.Data[:min(len(record.Data), int(record.Len))]
-	var before []byte
+	record.Cut(uint32(min(uint64(record.Len), in.Size-start)))
+	return c.setBlock(in, old, &record)
+}
+
+// within reports whether all that is data of a block is data of old.
+func within(k, old *meta.Block) bool {
+	holes := append(slices.Clone(k.Holes), meta.Hole{Lo: k.Len, Hi: math.MaxUint32})
+	for _, h := range append(slices.Clone(old.Holes), meta.Hole{Lo: old.Len, Hi: math.MaxUint32}) {
+		if !slices.ContainsFunc(holes, func(g meta.Hole) bool { return g.Lo <= h.Lo && h.Hi <= g.Hi }) {
+			return false
+		}
+	}
+	return true
+}
+
+// setBlock makes k the record of a block in place of old, which may be nil: a
+// hole. So is the block if k has no bytes.
+func (c *change) setBlock(in *loaded, old, k *meta.Block) error {
+	var before, after []byte
+	same := old != nil && !old.Inline && !k.Inline && refOf(in.Ino, old) == refOf(in.Ino, k)
 	if old != nil {
 		before = encodeBlock(old)
-		c.addBytes(in, -int64(old.Len))
-		if old.Gen != k.Gen {
+		c.addBytes(in, -int64(old.Bytes()))
+		if !same || k.Len == 0 {
 			c.drop(in.Ino, old)
 		}
 	}
-	c.addBytes(in, int64(record.Len))
-	if k.Index == 0 {
-		in.inline = record.Inline
+	if k.Len > 0 {
+		after = encodeBlock(k)
+		c.addBytes(in, int64(k.Bytes()))
+	} else if !same {
+		c.drop(in.Ino, k)
 	}
-	return c.replace(c.v.blockKey(in.Ino, k.Index), before, encodeBlock(&record))
+	if k.Index == 0 {
+		in.inline = k.Inline
+	}
+	if before == nil && after == nil {
+		return nil
+	}
+	return c.replace(c.v.blockKey(in.Ino, k.Index), before, after)
 }
 
 // checkBase refuses a block that was made from another version than the one that
@@ -126,8 +161,12 @@ func checkBase(k, old *meta.Block) error {
 		return nil
 	case k.Base != current:
 		return refuse(syscall.ESTALE, "block %d is at version %v, not %v", k.Index, current, k.Base)
-	case old != nil && k.BaseLen != 0 && k.BaseLen != old.Len:
+	case old == nil || k.BaseLen == 0:
+		return nil
+	case k.BaseLen != old.Len:
 		return refuse(syscall.ESTALE, "block %d was cut to %d bytes from %d", k.Index, old.Len, k.BaseLen)
+	case !slices.Equal(k.BaseHoles, old.Holes):
+		return refuse(syscall.ESTALE, "block %d has the holes %v, not %v", k.Index, old.Holes, k.BaseHoles)
 	}
 	return nil
 }

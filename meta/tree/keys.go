@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"flexfs/meta"
 )
@@ -18,6 +19,7 @@ const (
 	tableDentry  = 'D' // D directory(8) name
 	tableDelayed = 'G' // G due(8) kind(1) ...
 	tableHistory = 'H' // H key 0 second(8)
+	tableShared  = 'R' // R ino(8) index(4) session(8) seq(8): how often the object is named
 	tableSession = 'S' // S session(8) kind(1) ...
 	tableVolume  = 'V' // in volume 0: V uuid(16)
 
@@ -33,6 +35,7 @@ const (
 	delayedBlocks  = 'b' // G due b ino(8) change(8) part(2): objects to delete
 	delayedHistory = 'h' // G due h key-of-H without the volume
 	delayedInode   = 'i' // G due i ino(8): unlinked
+	delayedCloned  = 'r' // G due r ino(8) change(8) part(2): references to objects of other inodes that end
 )
 
 // Names of counters.
@@ -67,6 +70,10 @@ func (v *volume) parentKey(ino, dir meta.Ino) []byte {
 
 func (v *volume) xattrKey(ino meta.Ino, name string) []byte {
 	return append(append(v.inoKey(ino), ofXattr), name...)
+}
+
+func (v *volume) sharedKey(r BlockRef) []byte {
+	return appendRef(binary.BigEndian.AppendUint64(v.key(tableShared), uint64(r.Ino)), r)
 }
 
 func (v *volume) dentryKey(dir meta.Ino, name string) []byte {
@@ -193,44 +200,82 @@ func decodeInode(ino meta.Ino, b []byte) (*inode, error) {
 const (
 	blockObject = 1 // 1 session(8) seq(8) len(4)
 	blockInline = 2 // 2 session(8) seq(8) len(4) bytes
+	blockPart   = 3 // 3 session(8) seq(8) len(4) origin-ino(8) origin-index(4) holes: an object with holes or of another place
 )
 
-const blockLen = 21 // of an object's record
+const (
+	blockLen  = 21             // of an object's record
+	originLen = 12             // of the origin
+	holeLen   = 4              // of a hole: lo(2) hi(2) in units
+	maxUnits  = math.MaxUint16 // that a hole's ends may be at
+)
 
 func encodeBlock(k *meta.Block) []byte {
-	b := make([]byte, 0, blockLen+len(k.Data))
+	b := make([]byte, 0, blockLen+originLen+holeLen*len(k.Holes)+len(k.Data))
 	kind := byte(blockObject)
-	if k.Inline {
+	switch {
+	case k.Inline:
 		kind = blockInline
+	case len(k.Holes) > 0 || k.Origin != (meta.Origin{}):
+		kind = blockPart
 	}
 	b = append(b, kind)
 	b = binary.BigEndian.AppendUint64(b, k.Gen.Session)
 	b = binary.BigEndian.AppendUint64(b, k.Gen.Seq)
 	b = binary.BigEndian.AppendUint32(b, k.Len)
-	return append(b, k.Data...)
+	if kind != blockPart {
+		return append(b, k.Data...)
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(k.Origin.Ino))
+	b = binary.BigEndian.AppendUint32(b, k.Origin.Index)
+	for _, h := range k.Holes {
+		b = binary.BigEndian.AppendUint16(b, uint16(h.Lo/meta.HoleUnit))
+		b = binary.BigEndian.AppendUint16(b, uint16(h.Hi/meta.HoleUnit))
+	}
+	return b
 }
 
 func decodeBlock(index uint32, b []byte) (*meta.Block, error) {
-	bad := len(b) < blockLen ||
-		b[0] == blockObject && len(b) != blockLen ||
-		b[0] != blockObject && b[0] != blockInline
-	if bad {
-		return nil, fmt.Errorf("tree: record of block %d: %w", index, errValue)
+	bad := fmt.Errorf("tree: record of block %d: %w", index, errValue)
+	if len(b) < blockLen {
+		return nil, bad
 	}
 	k := &meta.Block{
 		Index: index,
 		Gen:   meta.Gen{Session: binary.BigEndian.Uint64(b[1:]), Seq: binary.BigEndian.Uint64(b[9:])},
 		Len:   binary.BigEndian.Uint32(b[17:]),
 	}
-	if b[0] == blockObject {
+	rest := b[blockLen:]
+	switch b[0] {
+	case blockObject:
+		if len(rest) > 0 {
+			return nil, bad
+		}
+		return k, nil
+	case blockInline:
+		k.Inline = true
+		k.Data = append([]byte(nil), rest...)
+		if len(k.Data) > int(k.Len) {
+			return nil, bad
+		}
+		return k, nil
+	case blockPart:
+		if len(rest) < originLen || len(rest)%holeLen != 0 { // an origin is as long as three holes
+			return nil, bad
+		}
+		k.Origin = meta.Origin{Ino: meta.Ino(binary.BigEndian.Uint64(rest)), Index: binary.BigEndian.Uint32(rest[8:])}
+		for rest = rest[originLen:]; len(rest) > 0; rest = rest[holeLen:] {
+			k.Holes = append(k.Holes, meta.Hole{
+				Lo: uint32(binary.BigEndian.Uint16(rest)) * meta.HoleUnit,
+				Hi: uint32(binary.BigEndian.Uint16(rest[2:])) * meta.HoleUnit,
+			})
+		}
+		if !k.HolesFit() || len(k.Holes) == 0 && k.Origin == (meta.Origin{}) {
+			return nil, bad
+		}
 		return k, nil
 	}
-	k.Inline = true
-	k.Data = append([]byte(nil), b[blockLen:]...)
-	if len(k.Data) > int(k.Len) {
-		return nil, fmt.Errorf("tree: record of block %d: %w", index, errValue)
-	}
-	return k, nil
+	return nil, bad
 }
 
 // A dentry is what a name stands for: ino(8) type(1), the type as in st_mode
@@ -258,7 +303,16 @@ type BlockRef struct {
 	Gen   meta.Gen
 }
 
-const refLen = 20 // index(4) session(8) seq(8)
+// refOf names the object of a block of ino.
+func refOf(ino meta.Ino, k *meta.Block) BlockRef {
+	o := k.Object(ino)
+	return BlockRef{o.Ino, o.Index, k.Gen}
+}
+
+const (
+	refLen    = 20         // index(4) session(8) seq(8)
+	clonedLen = 8 + refLen // ino(8) and that
+)
 
 func appendRef(b []byte, r BlockRef) []byte {
 	b = binary.BigEndian.AppendUint32(b, r.Index)
@@ -276,4 +330,24 @@ func decodeRefs(ino meta.Ino, b []byte) ([]BlockRef, error) {
 			Session: binary.BigEndian.Uint64(b[4:]), Seq: binary.BigEndian.Uint64(b[12:])}})
 	}
 	return refs, nil
+}
+
+// decodeCloned is decodeRefs for objects of other inodes.
+func decodeCloned(b []byte) ([]BlockRef, error) {
+	if len(b) == 0 || len(b)%clonedLen != 0 {
+		return nil, fmt.Errorf("tree: references that end: %w", errValue)
+	}
+	var refs []BlockRef
+	for ; len(b) > 0; b = b[clonedLen:] {
+		one, err := decodeRefs(meta.Ino(binary.BigEndian.Uint64(b)), b[8:clonedLen])
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, one...)
+	}
+	return refs, nil
+}
+
+func appendCloned(b []byte, r BlockRef) []byte {
+	return appendRef(binary.BigEndian.AppendUint64(b, uint64(r.Ino)), r)
 }

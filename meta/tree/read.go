@@ -224,8 +224,13 @@ func (q *view) describe(e *meta.Entry) error {
 	return nil
 }
 
-// maxBlocks bounds the records of one answer to an OpBlocks.
-const maxBlocks = 16_384
+// Bounds of one answer to an OpBlocks: its frame may have 4 MiB.
+const (
+	maxBlocks  = 16_384
+	maxRecords = 2 << 20 // bytes, roughly
+	recordSize = 64      // bytes of a record beside its holes and contents
+	listedHole = 8       // bytes of a hole
+)
 
 func (s *session) blocks(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
 	limit := int(min(req.Limit, maxBlocks))
@@ -241,11 +246,13 @@ func (s *session) blocks(ctx context.Context, req *meta.Request) (*meta.Reply, e
 			return nil, refuse(syscall.EINVAL, "inode %d is not a file", req.Ino)
 		}
 		reply := &meta.Reply{Attr: in.told(), EOF: true}
+		size := 0
 		err = q.v.eachBlock(q, in.Ino, req.Index, func(k *meta.Block) (bool, error) {
-			if len(reply.Blocks) == limit {
+			if len(reply.Blocks) == limit || size > maxRecords {
 				reply.EOF = false
 				return false, nil
 			}
+			size += recordSize + listedHole*len(k.Holes) + len(k.Data)
 			reply.Blocks = append(reply.Blocks, *k)
 			return true, nil
 		})

@@ -243,6 +243,8 @@ func (s *session) do(ctx context.Context, req *meta.Request) (*meta.Reply, error
 		return s.commit(ctx, req)
 	case meta.OpPunch:
 		return s.punch(ctx, req)
+	case meta.OpClone:
+		return s.clone(ctx, req)
 	case meta.OpSetxattr:
 		return s.setxattr(ctx, req)
 	case meta.OpRemovexattr:

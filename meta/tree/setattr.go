@@ -163,11 +163,12 @@ func (c *change) cut(in *loaded, size uint64) error {
 	if err != nil || k == nil || k.Len <= rest {
 		return err
 	}
-	old := encodeBlock(k)
-	c.addBytes(in, -int64(k.Len-rest))
-	k.Len = rest
-	k.Data = k.Data[:min(len(k.Data), int(rest))]
-	return c.replace(c.v.blockKey(in.Ino, k.Index), old, encodeBlock(k))
+	shorter := *k
+	shorter.Cut(rest)
+	if shorter.Len == 0 {
+		return c.removeBlock(in, k)
+	}
+	return c.setBlock(in, k, &shorter)
 }
 
 // removeBlocks makes blocks from <= i < to holes.
@@ -192,12 +193,7 @@ func (c *change) removeBlocks(in *loaded, from, to uint32) error {
 }
 
 func (c *change) removeBlock(in *loaded, k *meta.Block) error {
-	c.addBytes(in, -int64(k.Len))
-	c.drop(in.Ino, k)
-	if k.Index == 0 {
-		in.inline = false
-	}
-	return c.replace(c.v.blockKey(in.Ino, k.Index), encodeBlock(k), nil)
+	return c.setBlock(in, k, &meta.Block{Index: k.Index})
 }
 
 // addBytes adds to what is stored for a file.
