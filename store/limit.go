@@ -59,6 +59,12 @@ func (l *limit) Delete(ctx context.Context, key Key) error {
 	return l.next.Delete(ctx, key)
 }
 
+// List passes the question on. It counts as no operation: it takes long, and fn
+// may want others.
+func (l *limit) List(ctx context.Context, volume Volume, fn func(Listed) error) error {
+	return List(ctx, l.next, volume, fn)
+}
+
 func (l *limit) DeleteAll(ctx context.Context, keys []Key) error {
 	if err := l.enter(ctx); err != nil {
 		return err

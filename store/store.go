@@ -167,8 +167,26 @@ type Store interface {
 // garbage and the checker ask.
 type Lister interface {
 	// List calls fn for each block of the volume, in no particular order,
-	// until fn fails.
-	List(ctx context.Context, volume Volume, fn func(Key) error) error
+	// until fn fails. It needs little memory, however many there are. A block
+	// that is put or deleted meanwhile may be listed or not, every other one is
+	// listed once. fn may delete blocks.
+	List(ctx context.Context, volume Volume, fn func(Listed) error) error
+}
+
+// A Listed is a block that a [Lister] found.
+type Listed struct {
+	Key      Key
+	Size     int64     // bytes, as stored
+	Modified time.Time // when it was put, by the clock of whoever keeps it
+}
+
+// List asks s for its blocks if it is a [Lister], and otherwise returns
+// [errors.ErrUnsupported].
+func List(ctx context.Context, s Store, volume Volume, fn func(Listed) error) error {
+	if l, ok := s.(Lister); ok {
+		return l.List(ctx, volume, fn)
+	}
+	return errors.ErrUnsupported
 }
 
 // A BulkDeleter is a Store that removes many blocks with few requests.

@@ -252,7 +252,7 @@ func (s *Store) DeleteAll(ctx context.Context, keys []store.Key) error {
 }
 
 // List implements [store.Lister]. Files that are not blocks are passed over.
-func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Key) error) error {
+func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Listed) error) error {
 	top := filepath.Join(s.path, volume.String())
 	spreads, err := os.ReadDir(top)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -272,23 +272,45 @@ func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Key
 	return nil
 }
 
-func (s *Store) listFolder(ctx context.Context, volume store.Volume, spread string, fn func(store.Key) error) error {
-	files, err := os.ReadDir(filepath.Join(s.path, volume.String(), spread))
+// listStep bounds the entries of a folder that are in memory.
+const listStep = 1000
+
+func (s *Store) listFolder(ctx context.Context, volume store.Volume, spread string, fn func(store.Listed) error) error {
+	folder, err := os.Open(filepath.Join(s.path, volume.String(), spread))
 	if err != nil {
 		return fmt.Errorf("dir: list: %w", err)
 	}
-	for _, file := range files {
-		if err := ctx.Err(); err != nil {
+	defer folder.Close()
+	for {
+		files, err := folder.ReadDir(listStep)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("dir: list: %w", err)
 		}
-		name := volume.String() + "/" + spread + "/" + strings.ReplaceAll(file.Name(), ".", "/")
-		key, err := store.ParseKey(name)
-		if err != nil {
-			continue
-		}
-		if err := fn(key); err != nil {
-			return err
+		for _, file := range files {
+			if err := ctx.Err(); err != nil {
+				return fmt.Errorf("dir: list: %w", err)
+			}
+			if err := listFile(volume, spread, file, fn); err != nil {
+				return err
+			}
 		}
 	}
-	return nil
+}
+
+func listFile(volume store.Volume, spread string, file fs.DirEntry, fn func(store.Listed) error) error {
+	key, err := store.ParseKey(volume.String() + "/" + spread + "/" + strings.ReplaceAll(file.Name(), ".", "/"))
+	if err != nil {
+		return nil // not a block
+	}
+	info, err := file.Info()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // deleted just now
+	}
+	if err != nil {
+		return fmt.Errorf("dir: list: %w", err)
+	}
+	return fn(store.Listed{Key: key, Size: info.Size(), Modified: info.ModTime()})
 }

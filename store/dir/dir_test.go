@@ -108,7 +108,7 @@ func TestForeignFilesAreNotListed(t *testing.T) {
 		}
 	}
 	var got []store.Key
-	err := s.List(t.Context(), key.Volume, func(k store.Key) error { got = append(got, k); return nil })
+	err := s.List(t.Context(), key.Volume, func(k store.Listed) error { got = append(got, k.Key); return nil })
 	if err != nil || len(got) != 1 || got[0] != key {
 		t.Errorf("List: %v, %v; want %v", got, err, key)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"sync"
+	"time"
 
 	"flexfs/store"
 )
@@ -35,6 +36,7 @@ type block struct {
 	deleted bool
 	size    int
 	crc     uint32 // of data, as it was put
+	put     time.Time
 }
 
 // New returns an empty Store. Breaches of the contract of [store.Store] are
@@ -96,12 +98,12 @@ func (s *Store) Put(ctx context.Context, key store.Key, data []byte) error {
 	b := s.m[key]
 	switch {
 	case b == nil:
-		s.m[key] = &block{data: bytes.Clone(data), size: len(data), crc: checksum(data)}
+		s.m[key] = &block{data: bytes.Clone(data), size: len(data), crc: checksum(data), put: time.Now()}
 		return nil
 	case b.size != len(data) || b.crc != checksum(data):
 		return s.complain("mem: block %v changed under its key", key)
 	case b.deleted:
-		b.data, b.deleted = bytes.Clone(data), false
+		b.data, b.deleted, b.put = bytes.Clone(data), false, time.Now()
 	}
 	s.check(key, b)
 	return nil
@@ -129,15 +131,18 @@ func (s *Store) DeleteAll(ctx context.Context, keys []store.Key) error {
 }
 
 // List implements [store.Lister]. It lists the blocks there are when it is called.
-func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Key) error) error {
+func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Listed) error) error {
 	for _, key := range s.Keys() {
-		if key.Volume != volume {
+		s.mu.Lock()
+		b := *s.m[key]
+		s.mu.Unlock()
+		if key.Volume != volume || b.deleted {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("mem: list: %w", err)
 		}
-		if err := fn(key); err != nil {
+		if err := fn(store.Listed{Key: key, Size: int64(b.size), Modified: b.put}); err != nil {
 			return err
 		}
 	}

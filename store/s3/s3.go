@@ -410,7 +410,7 @@ func (s *Store) deleteEach(ctx context.Context, keys []store.Key) error {
 }
 
 // List implements [store.Lister].
-func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Key) error) error {
+func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Listed) error) error {
 	in := &s3.ListObjectsV2Input{Bucket: &s.cfg.Bucket, Prefix: aws.String(s.prefix() + volume.String() + "/")}
 	for {
 		var out *s3.ListObjectsV2Output
@@ -426,7 +426,8 @@ func (s *Store) List(ctx context.Context, volume store.Volume, fn func(store.Key
 			if err != nil || key.Volume != volume {
 				continue
 			}
-			if err := fn(key); err != nil {
+			found := store.Listed{Key: key, Size: aws.ToInt64(object.Size), Modified: aws.ToTime(object.LastModified)}
+			if err := fn(found); err != nil {
 				return err
 			}
 		}

@@ -97,7 +97,7 @@ func TestManyBlocksAreListedAndDeleted(t *testing.T) {
 	}
 	count := func() int {
 		seen := make(map[store.Key]bool)
-		if err := s.List(t.Context(), keys[0].Volume, func(key store.Key) error { seen[key] = true; return nil }); err != nil {
+		if err := s.List(t.Context(), keys[0].Volume, func(found store.Listed) error { seen[found.Key] = true; return nil }); err != nil {
 			t.Fatal(err)
 		}
 		return len(seen)

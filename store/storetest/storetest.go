@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"flexfs/store"
 )
@@ -318,7 +319,11 @@ func testEndedContext(t *testing.T, s store.Store) {
 func list(t *testing.T, l store.Lister, volume store.Volume) []string {
 	t.Helper()
 	var names []string
-	err := l.List(t.Context(), volume, func(key store.Key) error {
+	err := l.List(t.Context(), volume, func(found store.Listed) error {
+		key := found.Key
+		if age := time.Since(found.Modified); age > time.Hour || age < -time.Hour {
+			t.Errorf("List says that %v was put at %v", key, found.Modified)
+		}
 		if key.Volume != volume {
 			t.Errorf("List of %v returned %v", volume, key)
 		}
@@ -371,7 +376,7 @@ func testListStops(t *testing.T, s store.Store) {
 	}
 	enough := errors.New("enough")
 	calls := 0
-	err := l.List(t.Context(), Key(0).Volume, func(store.Key) error {
+	err := l.List(t.Context(), Key(0).Volume, func(store.Listed) error {
 		calls++
 		return enough
 	})

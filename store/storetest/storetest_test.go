@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"flexfs/store"
 	"flexfs/store/storetest"
@@ -67,12 +68,12 @@ func (s *lax) Delete(_ context.Context, key store.Key) error {
 	return err
 }
 
-func (s *lax) List(_ context.Context, volume store.Volume, fn func(store.Key) error) error {
+func (s *lax) List(_ context.Context, volume store.Volume, fn func(store.Listed) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key := range s.m {
 		if key.Volume == volume {
-			if err := s.list(fn(key)); err != nil {
+			if err := s.list(fn(store.Listed{Key: key, Modified: time.Now()})); err != nil {
 				return err
 			}
 		}
