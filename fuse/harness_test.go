@@ -87,12 +87,18 @@ func (f *faulty) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, 
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldOf(t, func(*tree.Config) {})
+}
+
+// newWorldOf is newWorld with a service that change makes different.
+func newWorldOf(t testing.TB, change func(*tree.Config)) *world {
+	t.Helper()
 	e, err := engine.OpenMemory()
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{t: t, engine: e, bucket: &faulty{Store: mem.New(t)}, log: testLog(t)}
-	w.srv, err = tree.New(tree.Config{
+	conf := tree.Config{
 		Engine: e,
 		Log:    w.log,
 		Lease:  5 * time.Second,
@@ -103,7 +109,9 @@ func newWorld(t testing.TB) *world {
 			return tree.VolumeConfig{Name: "test", BlockSize: testBlockSize, InlineMax: 16 << 10}, nil
 		},
 		Delete: func(context.Context, string, []tree.BlockRef) error { return nil },
-	})
+	}
+	change(&conf)
+	w.srv, err = tree.New(conf)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -446,9 +446,11 @@ func (fs *FS) recognise(ctx context.Context, in *inode) error {
 	return nil
 }
 
-// resolve deals with blocks that a commit without an answer named. They may be
+// resolve deals with blocks that a commit without an answer named, and with those
+// that were written under a session that was lost. The first may be
 // part of the file, and may even have been replaced and removed since; so no
-// commit must name them again, and their objects are not ours to remove. What
+// commit must name them again, and their objects are not ours to remove. The
+// second the service does not take: it removes what sessions left behind. What
 // was written is dirty again or, if its bytes are only in the store, copied to
 // a new version. in is locked for flushing, and nothing of it on its way.
 func (fs *FS) resolve(ctx context.Context, in *inode) error {
@@ -458,16 +460,19 @@ func (fs *FS) resolve(ctx context.Context, in *inode) error {
 	unsure := false
 	for _, idx := range sorted(ct.pend) {
 		p := ct.pend[idx]
-		if !p.unsure {
+		if !p.unsure && !fs.foreign(p) {
 			continue
 		}
-		unsure = true
+		unsure = unsure || p.unsure
 		if p.d == nil {
 			list = append(list, p)
-		} else {
-			delete(ct.pend, idx)
-			fs.redirty(ct, idx, p.d)
+			continue
 		}
+		delete(ct.pend, idx)
+		if p.uncommitted() {
+			fs.remove(in, &p.rec)
+		}
+		fs.redirty(ct, idx, p.d)
 	}
 	if unsure {
 		ct.forgetMap() // the base of a merge may be another now
@@ -481,8 +486,18 @@ func (fs *FS) resolve(ctx context.Context, in *inode) error {
 	return nil
 }
 
-// renew copies a pending block to a new version. If its object is gone, it was
-// part of the file and others have replaced it.
+// foreign reports whether a pending block was written under a session that is
+// not ours any more.
+func (fs *FS) foreign(p *pending) bool {
+	return !p.rec.Inline && p.rec.Gen.Session != fs.meta.Session()
+}
+
+// errLost is told to the next close or fsync of a file.
+var errLost = errors.New("fuse: written data is gone from the store: this mount was cut off from the metadata service for too long")
+
+// renew copies a pending block to a new version. If its object is gone and a
+// commit may have named it, it was part of the file and others have replaced it;
+// else the service took it for one of a dead mount.
 func (fs *FS) renew(ctx context.Context, in *inode, p *pending) error {
 	rec := p.rec
 	data, err := fs.load(ctx, in, &rec, 0, int(rec.Len))
@@ -500,7 +515,14 @@ func (fs *FS) renew(ctx context.Context, in *inode, p *pending) error {
 	case ct.pend[rec.Index] != p: // replaced meanwhile
 	case gone:
 		delete(ct.pend, rec.Index)
+		if !p.unsure {
+			fs.log.Error("written data is lost", "ino", in.ino, "block", rec.Index, "err", errLost)
+			ct.err = errLost
+		}
 	default:
+		if p.uncommitted() {
+			fs.remove(in, &p.rec)
+		}
 		p.rec, p.unsure = rec, false
 	}
 	return nil

@@ -60,12 +60,14 @@ type ClientConfig struct {
 	// Resume is called before a session is resumed on a new connection and
 	// returns the open files and locks held. The service may have been
 	// restarted and forgotten what this client caches, so everything that is
-	// cached must be dropped, as if an Inval had named all. It may be nil.
+	// cached must be dropped, as if an Inval had named all. It may be nil. It
+	// is also called, after Lost, before a session is opened in place of one
+	// that was lost: open files are announced to that one too.
 	Resume func() ([]Ino, []InoLock)
 
 	// Lost is called when the service ended the session, before a new one is
-	// opened: locks are gone, and unlinked files that were open. Everything
-	// that is cached must be dropped. It may be nil.
+	// opened: locks are gone. Everything that is cached must be dropped. It may
+	// be nil.
 	Lost func()
 }
 
@@ -458,8 +460,11 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 	req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version}
 	if s != nil {
 		req.Session, req.Secret = s.id, s.secret
-		if c.cfg.Resume != nil {
-			req.Inos, req.Locks = c.cfg.Resume()
+	}
+	if c.cfg.Resume != nil && c.Session() != 0 {
+		req.Inos, req.Locks = c.cfg.Resume()
+		if s == nil {
+			req.Locks = nil
 		}
 	}
 	sent := time.Now()

@@ -171,8 +171,8 @@ const (
 	// OpHello opens or resumes a session and must be the first request on a
 	// connection. Token (admin's ticket), Volume (its UUID), Session and Secret
 	// (0 and "": a new session), Name (of the client, for people), Version (the
-	// newest protocol it speaks), Inos (open files, when resuming), Locks (held,
-	// when resuming) -> Session, Secret, Version (to speak), Lease, VolumeInfo.
+	// newest protocol it speaks), Inos (open files, of a session that is resumed or
+	// was lost), Locks (held, when resuming) -> Session, Secret, Version (to speak), Lease, VolumeInfo.
 	// A session that is gone is refused with ESTALE.
 	OpHello
 

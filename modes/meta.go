@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"math"
 	"net"
@@ -84,39 +83,36 @@ func metaCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "meta",
 		Usage:       "the metadata service on its own",
-		Subcommands: []*cli.Command{serve, checkCommand()},
+		Subcommands: []*cli.Command{serve, checkCommand(), reconcileCommand()},
 	}
 }
 
 func checkCommand() *cli.Command {
 	folder := homeFolder("admin")
+	blocks := false
 	return &cli.Command{
 		Name:  "check",
 		Usage: "verify every invariant of the metadata in a folder; the service must not be running",
-		Flags: []cli.Flag{textFlag(&folder, "dbFolder", "`FOLDER` of the database: the dbFolder of admin or of the service")},
+		Flags: []cli.Flag{
+			textFlag(&folder, "dbFolder", "`FOLDER` of the database: the dbFolder of admin or of the service"),
+			boolFlag(&blocks, "blocks", "look in the buckets, too, for the blocks that files have"),
+		},
 		Action: func(c *cli.Context) error {
 			if _, err := positional(c); err != nil {
 				return err
 			}
-			return check(c, folder)
+			return check(c, folder, blocks)
 		},
 	}
 }
 
-func check(c *cli.Context, folder string) error {
-	dir := filepath.Join(folder, "data")
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		dir = filepath.Join(folder, "meta", "data") // admin's folder
-	}
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no metadata in %s: give --dbFolder", folder)
-	}
-	e, err := engine.OpenPebble(dir, engine.Options{})
+func check(c *cli.Context, folder string, blocks bool) error {
+	m, err := openStopped(folder)
 	if err != nil {
 		return err
 	}
-	defer e.Close()
-	problems, err := tree.Check(c.Context, e)
+	defer m.engine.Close()
+	problems, err := tree.Check(c.Context, m.engine)
 	if err != nil {
 		return err
 	}
@@ -125,6 +121,15 @@ func check(c *cli.Context, folder string) error {
 	}
 	if len(problems) > 0 {
 		return fmt.Errorf("%d problems found", len(problems))
+	}
+	if blocks {
+		missing, err := m.checkBuckets(c.Context, c.App.Writer)
+		if err != nil {
+			return err
+		}
+		if missing > 0 {
+			return fmt.Errorf("%d blocks are not in the buckets", missing)
+		}
 	}
 	fmt.Fprintln(c.App.Writer, "no problems found")
 	return nil
@@ -179,7 +184,7 @@ func (m *Meta) Serve(ctx context.Context) (err error) {
 	m.apply(last.Settings)
 	srv, err := tree.New(tree.Config{
 		Engine: m.engine, Log: m.Log, Lease: m.Lease, Keep: m.Keep,
-		Authorize: m.authorize, Volumes: m.volume, Delete: m.delete,
+		Authorize: m.authorize, Volumes: m.volume, Delete: m.delete, List: m.list,
 	})
 	if err != nil {
 		return err
@@ -253,7 +258,7 @@ func (m *Meta) delete(ctx context.Context, volume string, blocks []tree.BlockRef
 	}
 	keys := make([]store.Key, len(blocks))
 	for i, b := range blocks {
-		keys[i] = store.Key{Volume: id, Ino: uint64(b.Ino), Index: b.Index, Gen: store.Gen(b.Gen)}
+		keys[i] = blockKey(id, b)
 	}
 	bucket, err := m.origins.of(ctx, id)
 	if err != nil {

@@ -22,6 +22,7 @@ func (srv *Server) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { srv.collectAll(ctx) })
+	wg.Go(func() { srv.reconcileAll(ctx) })
 	tick := time.NewTicker(min(srv.cfg.Lease/4, time.Second))
 	defer tick.Stop()
 	for {
@@ -366,5 +367,6 @@ func (v *volume) erase(ctx context.Context, key []byte, ino meta.Ino) error {
 		delete(s.holds, ino)
 	}
 	delete(v.holders, ino)
+	delete(v.left, ino)
 	return nil
 }

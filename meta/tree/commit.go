@@ -95,6 +95,9 @@ func (c *change) store(in *loaded, k *meta.Block) error {
 	if err := checkBase(k, old); err != nil {
 		return err
 	}
+	if err := checkWriter(k, old, c.s); err != nil {
+		return err
+	}
 	record := meta.Block{Index: k.Index, Gen: k.Gen, Len: k.Len, Holes: k.Holes, Inline: k.Inline, Data: k.Data}
 	if old != nil && !old.Inline && !k.Inline && k.Gen == old.Gen { // the same object, of which less is to be seen
 		if !within(&record, old) {
@@ -147,6 +150,16 @@ func (c *change) setBlock(in *loaded, old, k *meta.Block) error {
 		return nil
 	}
 	return c.replace(c.v.blockKey(in.Ino, k.Index), before, after)
+}
+
+// checkWriter refuses an object that another session wrote, unless it is the
+// block's already: what sessions that have ended did not commit is removed from
+// the bucket, see [Server.Reconcile]. Who lost its session writes it again.
+func checkWriter(k, old *meta.Block, s *session) error {
+	if k.Inline || k.Gen == (meta.Gen{}) || k.Gen.Session == s.id || old != nil && old.Gen == k.Gen {
+		return nil
+	}
+	return refuse(syscall.ESTALE, "block %d has a version of session %d, this is session %d", k.Index, k.Gen.Session, s.id)
 }
 
 // checkBase refuses a block that was made from another version than the one that

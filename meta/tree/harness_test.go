@@ -29,7 +29,9 @@ type world struct {
 	config  VolumeConfig
 	deleted map[BlockRef]bool
 
-	bucketErr error // of Delete
+	bucket    bucket // nil: objects are not looked at
+	bucketErr error  // of Delete
+	grace     time.Duration
 	lease     time.Duration
 	keep      time.Duration
 	maxHeld   int
@@ -63,7 +65,7 @@ func newWorld(t testing.TB) *world {
 func (w *world) start() {
 	w.t.Helper()
 	srv, err := New(Config{
-		Engine: w.engine, Lease: w.lease, Keep: w.keep, MaxHeld: w.maxHeld,
+		Engine: w.engine, Lease: w.lease, Keep: w.keep, MaxHeld: w.maxHeld, Grace: w.grace, List: w.list,
 		Authorize: authorize,
 		Volumes: func(id string) (VolumeConfig, error) {
 			if id != testVolume {
@@ -81,6 +83,7 @@ func (w *world) start() {
 			}
 			for _, r := range refs {
 				w.deleted[r] = true
+				delete(w.bucket, r)
 			}
 			return nil
 		},

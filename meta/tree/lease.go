@@ -308,9 +308,15 @@ func (s *session) closeInos(ctx context.Context, req *meta.Request) (*meta.Reply
 // maxInos bounds the inodes of one OpClose.
 const maxInos = 100_000
 
-// inUse tells whether some session has an unlinked inode in use.
+// inUse tells whether some session has an unlinked inode in use, or had until it
+// was lost just now.
 func (v *volume) inUse(ino meta.Ino) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return len(v.open[ino]) > 0
+	until, lost := v.left[ino]
+	if lost && time.Now().After(until) {
+		delete(v.left, ino)
+		lost = false
+	}
+	return lost || len(v.open[ino]) > 0
 }

@@ -277,6 +277,38 @@ func TestUseOfUnlinkedFilesSurvivesARestart(t *testing.T) {
 	})
 }
 
+func TestUseOfUnlinkedFilesIsAnnouncedToTheNextSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		b.attr(f)
+		b.conn.inuse[f] = true
+		a.ok(on(meta.OpUnlink, meta.Root, "f"))
+		a.ok(&meta.Request{Op: meta.OpClose, Inos: []meta.Ino{f}})
+		defer a.pinging(t)()
+		stop := b.pinging(t)
+		for range 5 { // each time just before it would be looked at whether somebody uses f
+			time.Sleep(10*time.Minute - 20*time.Second)
+			stop()
+			time.Sleep(80 * time.Second) // b's session ends
+			b = &client{w: w, t: t, conn: &fakeConn{name: "client", inuse: map[meta.Ino]bool{f: true}}}
+			r := b.send(&meta.Request{Op: meta.OpHello, Version: 1, Token: "rw:", Volume: testVolume, Inos: []meta.Ino{f}})
+			if r.Errno != 0 {
+				t.Fatalf("hello: %v", r.Errno)
+			}
+			b.id, b.secret = r.Session, r.Secret
+			b.attr(f)
+			stop = b.pinging(t)
+		}
+		b.ok(&meta.Request{Op: meta.OpClose, Inos: []meta.Ino{f}})
+		time.Sleep(25 * time.Minute)
+		a.refused(syscall.ENOENT, on(meta.OpGetattr, f, ""))
+		stop()
+	})
+}
+
 func TestReplacedBlocksAreDeletedWhenNobodyReadsThemAnyMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -67,6 +67,20 @@ type Config struct {
 	// Delete removes blocks of a volume that no file has any more. It may be
 	// asked again for the same ones.
 	Delete func(ctx context.Context, volume string, blocks []BlockRef) error
+
+	// List calls fn for each object that the bucket has for a volume, in no
+	// particular order, until fn fails. fn may call Delete. nil, or an error
+	// that wraps errors.ErrUnsupported: there is no list, and what dead clients
+	// left stays.
+	List func(ctx context.Context, volume string, fn func(Object) error) error
+
+	// Reconcile is how often the bucket is searched for what nothing names.
+	// 0: daily; negative: never.
+	Reconcile time.Duration
+
+	// Grace is how old an object is at least that is removed because nothing
+	// names it. 0: a day.
+	Grace time.Duration
 }
 
 // A Server is a metadata service: a [meta.Handler].
@@ -97,6 +111,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Keep == 0 {
 		cfg.Keep = 10 * time.Minute
+	}
+	if cfg.Reconcile == 0 {
+		cfg.Reconcile = 24 * time.Hour
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 24 * time.Hour
 	}
 	if cfg.MaxHeld == 0 {
 		cfg.MaxHeld = 1_000_000

@@ -150,6 +150,9 @@ func (srv *Server) hello(ctx context.Context, conn meta.Conn, req *meta.Request)
 		s, cached, err = v.resume(ctx, conn, req, grant)
 	} else {
 		s, err = v.openSession(ctx, sessionRecord{rand.Text(), req.Name, root, grant.Write})
+		if err == nil && len(req.Inos) > 0 { // of a session that was lost
+			err = v.reclaim(ctx, s, &meta.Request{Inos: req.Inos})
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -287,7 +290,7 @@ func (v *volume) end(s *session, why string) error {
 	}
 	s.signal()
 	s.mu.Unlock()
-	v.forget(s)
+	v.forget(s, why)
 	v.locks.release(s)
 	if why != byeReason {
 		v.srv.cfg.Log.Info("session ended", "volume", v.id, "session", s.id, "client", s.name, "why", why)
@@ -312,8 +315,10 @@ const (
 	lapseReason = "its lease ended"
 )
 
-// forget removes a session from what the volume remembers.
-func (v *volume) forget(s *session) {
+// forget removes a session from what the volume remembers. What it had in use is
+// kept for a while if it did not say that it ends: a client that was cut off may
+// come back with a new session, and says again what it has in use.
+func (v *volume) forget(s *session, why string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.sessions, s.id)
@@ -322,7 +327,10 @@ func (v *volume) forget(s *session) {
 		remove(v.holders, ino, s)
 	}
 	s.holds = make(map[meta.Ino]struct{})
-	for ino := range v.open {
+	for ino, users := range v.open {
+		if _, ok := users[s]; ok && why != byeReason {
+			v.left[ino] = time.Now().Add(v.srv.cfg.Keep)
+		}
 		remove(v.open, ino, s)
 	}
 }

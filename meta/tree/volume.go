@@ -42,6 +42,7 @@ type volume struct {
 	absent          map[*session]struct{} // alive before the server started, and not back
 	holders         map[meta.Ino]map[*session]struct{}
 	open            map[meta.Ino]map[*session]struct{} // unlinked inodes in use
+	left            map[meta.Ino]time.Time             // that lost sessions had in use, and until when they are kept
 	nextIno, endIno meta.Ino                           // leased numbers
 	bytes, inodes   int64                              // as the counters, with what runs
 	second          int64                              // the latest that was used
@@ -77,6 +78,7 @@ func (srv *Server) newVolume(id string, record []byte) (*volume, error) {
 		absent:    make(map[*session]struct{}),
 		holders:   make(map[meta.Ino]map[*session]struct{}),
 		open:      make(map[meta.Ino]map[*session]struct{}),
+		left:      make(map[meta.Ino]time.Time),
 	}
 	v.locks.init()
 	v.config.Store(&VolumeConfig{BlockSize: v.blockSize})
