@@ -19,7 +19,7 @@ import (
 )
 
 // newShortWorld returns a world where sessions end soon, and what nobody needs
-// is deleted from the bucket at once.
+// is deleted from the bucket after 8 s.
 func newShortWorld(t *testing.T) *world {
 	t.Helper()
 	volume, err := store.ParseVolume(testVolume)
@@ -31,7 +31,7 @@ func newShortWorld(t *testing.T) *world {
 		return store.Key{Volume: volume, Ino: uint64(ref.Ino), Index: ref.Index, Gen: store.Gen(ref.Gen)}
 	}
 	w := newWorldOf(t, func(c *tree.Config) {
-		c.Lease, c.Keep, c.Grace = time.Second, time.Second, time.Nanosecond
+		c.Lease, c.Keep, c.Grace = time.Second, 8*time.Second, time.Nanosecond
 		c.Delete = func(ctx context.Context, _ string, refs []tree.BlockRef) error {
 			for _, ref := range refs {
 				if err := bucket.Delete(ctx, key(ref)); err != nil {
@@ -77,6 +77,7 @@ func TestAnUnlinkedFileOutlivesALostSession(t *testing.T) {
 	_, b := w.mount("two", Config{})
 	const size = 3 * testBlockSize
 	put(t, filepath.Join(a, "f"), pattern(size, 3))
+	put(t, filepath.Join(a, "g"), pattern(size, 4))
 	f, err := os.OpenFile(filepath.Join(a, "f"), os.O_RDWR|syscall.O_DIRECT, 0)
 	must(t, "open", err)
 	defer f.Close()
@@ -84,8 +85,10 @@ func TestAnUnlinkedFileOutlivesALostSession(t *testing.T) {
 	must(t, "stat", err)
 	ino := meta.Ino(st.Sys().(*syscall.Stat_t).Ino)
 	must(t, "unlink", os.Remove(filepath.Join(b, "f")))
+	must(t, "unlink", os.Remove(filepath.Join(b, "g")))
 	w.loseSessions(fs)
-	time.Sleep(4 * time.Second) // what is not in use is collected
+	w.await("collection of what is not in use", func() bool { return w.objects() <= 3 })
+	time.Sleep(2 * time.Second)
 	if _, err := fs.meta.Do(t.Context(), &meta.Request{Op: meta.OpGetattr, Ino: ino}); err != nil {
 		t.Errorf("the service does not have the file any more: %v", err)
 	}
