@@ -659,7 +659,8 @@ func (v *Volume) fields(b []byte) []byte {
 	b = putBytes(b, 2, v.Name)
 	b = putUint(b, 3, uint64(v.BlockSize))
 	b = putUint(b, 4, uint64(v.InlineMax))
-	return putBool(b, 5, v.ReadOnly)
+	b = putBool(b, 5, v.ReadOnly)
+	return putInt(b, 6, v.At)
 }
 
 func (v *Volume) field(num uint64, d *decoder) {
@@ -674,6 +675,8 @@ func (v *Volume) field(num uint64, d *decoder) {
 		v.InlineMax = d.uint32()
 	case 5:
 		v.ReadOnly = d.bool()
+	case 6:
+		v.At = d.int64()
 	}
 }
 
@@ -713,7 +716,8 @@ func (q *Request) fields(b []byte) []byte {
 	b = putBytes(b, 33, q.Secret)
 	b = putUint(b, 34, q.Session)
 	b = putUint(b, 35, uint64(q.Version))
-	return putUint(b, 36, uint64(q.Umask))
+	b = putUint(b, 36, uint64(q.Umask))
+	return putInt(b, 37, q.At)
 }
 
 func (q *Request) field(num uint64, d *decoder) {
@@ -790,6 +794,8 @@ func (q *Request) field(num uint64, d *decoder) {
 		q.Version = d.uint32()
 	case 36:
 		q.Umask = d.uint32()
+	case 37:
+		q.At = d.int64()
 	}
 }
 

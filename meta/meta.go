@@ -156,6 +156,7 @@ type Volume struct {
 	BlockSize uint32
 	InlineMax uint32 // largest contents kept inline, in bytes; at most MaxInline
 	ReadOnly  bool   // the session may not change anything
+	At        int64  // the session sees the volume as it was at the end of this second since 1970; 0: as it is
 }
 
 // An Op is the verb of a [Request]. Values are part of the wire format: add at
@@ -173,7 +174,11 @@ const (
 	// (0 and "": a new session), Name (of the client, for people), Version (the
 	// newest protocol it speaks), Inos (open files, of a session that is resumed or
 	// was lost), Locks (held, when resuming) -> Session, Secret, Version (to speak), Lease, VolumeInfo.
-	// A session that is gone is refused with ESTALE.
+	// A session that is gone is refused with ESTALE. At (the second since 1970
+	// whose end is to be seen; negative: so many seconds ago): the session is of
+	// the past, where nothing changes. It has no locks. What lies in the future
+	// is refused with EINVAL, what is not kept with ESTALE, and so is every
+	// operation of such a session from then on.
 	OpHello
 
 	// OpPing keeps the session. Each answered request does.
@@ -337,6 +342,7 @@ type Request struct {
 	Token, Volume, Secret string
 	Session               uint64
 	Version               uint32
+	At                    int64
 }
 
 // An InoLock is a lock and the inode it is on.

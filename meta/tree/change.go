@@ -23,13 +23,14 @@ const renames meta.Ino = 0
 // and written when the change is finished.
 type change struct {
 	engine.Tx
-	v      *volume
-	s      *session // nil: the server's own
-	req    *meta.Request
-	second int64 // for history and delayed work
-	time   meta.Time
-	locked []meta.Ino
-	inodes map[meta.Ino]*loaded
+	v         *volume
+	s         *session // nil: the server's own
+	req       *meta.Request
+	second    int64         // for history and delayed work
+	retention time.Duration // of what changes in it
+	time      meta.Time
+	locked    []meta.Ino
+	inodes    map[meta.Ino]*loaded
 
 	invals         []meta.Inval
 	orphans        []meta.Ino // that lost their last name
@@ -38,6 +39,7 @@ type change struct {
 	dropper        meta.Ino   // the inode that named them: a change drops of one only
 	bytes, counted int64      // to add to the counters
 	reserved       bool
+	stamped        bool // the second was noted
 }
 
 // A loaded is an inode of a change.
@@ -90,10 +92,21 @@ func (s *session) attempt(ctx context.Context, req *meta.Request, inos []meta.In
 // update runs fn in a transaction. out is set to the change as the last run of
 // fn left it.
 func (v *volume) update(ctx context.Context, s *session, req *meta.Request, inos []meta.Ino, out **change, fn func(*change) error) (engine.Commit, error) {
-	locks := make([][]byte, len(inos))
+	locks := make([][]byte, len(inos), len(inos)+1)
 	for i, ino := range inos {
 		locks[i] = v.inoKey(ino)
 	}
+	commit, err := v.transact(ctx, s, req, inos, locks, out, fn)
+	if errors.Is(err, errUnstamped) {
+		commit, err = v.transact(ctx, s, req, inos, append(locks, v.clockKey()), out, fn)
+	}
+	return commit, err
+}
+
+// transact is update with the locks that it takes.
+func (v *volume) transact(ctx context.Context, s *session, req *meta.Request, inos []meta.Ino, locks [][]byte, out **change, fn func(*change) error) (engine.Commit, error) {
+	v.writing.RLock()
+	defer v.writing.RUnlock()
 	var c *change
 	commit, err := v.srv.cfg.Engine.Update(ctx, locks, func(tx engine.Tx) error {
 		if c != nil {
@@ -103,8 +116,12 @@ func (v *volume) update(ctx context.Context, s *session, req *meta.Request, inos
 			Tx: tx, v: v, s: s, req: req, second: v.now(), time: req.Time,
 			locked: inos, inodes: make(map[meta.Ino]*loaded),
 		}
+		c.retention = v.retention(c.second)
 		if c.time == (meta.Time{}) {
 			c.time = meta.TimeOf(time.Now())
+		}
+		if err := c.stamp(len(locks) > len(inos)); err != nil {
+			return err
 		}
 		if err := fn(c); err != nil {
 			return err
@@ -116,6 +133,11 @@ func (v *volume) update(ctx context.Context, s *session, req *meta.Request, inos
 			c.unreserve()
 		}
 		return nil, err
+	}
+	if c.stamped {
+		v.mu.Lock()
+		v.stamped = max(v.stamped, c.second)
+		v.mu.Unlock()
 	}
 	v.changes.Add(1)
 	*out = c
@@ -260,8 +282,7 @@ func (c *change) replace(key, old, value []byte) error {
 // remember writes the history of a key: one record for each second in which it
 // changed, with what it was before: 0 if it was not there, 1 and the value.
 func (c *change) remember(key, old []byte) error {
-	retention := c.v.config.Load().Retention
-	if retention == 0 {
+	if c.retention == 0 {
 		return nil
 	}
 	hkey := c.v.historyKey(key, c.second)
@@ -272,10 +293,10 @@ func (c *change) remember(key, old []byte) error {
 	if old != nil {
 		value = append([]byte{1}, old...)
 	}
-	if err := c.Put(hkey, value); err != nil || retention < 0 {
+	if err := c.Put(hkey, value); err != nil {
 		return err
 	}
-	due := c.second + int64(retention/time.Second) + 1
+	due := purgedAt(c.second, c.retention)
 	return c.Put(append(c.v.delayedKey(due, delayedHistory), hkey[4:]...), nil)
 }
 

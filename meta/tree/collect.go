@@ -94,6 +94,9 @@ func (srv *Server) collect(ctx context.Context) {
 				srv.cfg.Log.Error("settings of a volume are not usable", "volume", v.id, "err", err)
 			}
 		}
+		if !v.configured.Load() { // how long the past is kept is not known
+			continue
+		}
 		if err := v.collect(ctx); err != nil && ctx.Err() == nil {
 			srv.cfg.Log.Warn("garbage stays for now", "volume", v.id, "err", err) // the next round finds it again
 		}
@@ -111,6 +114,9 @@ const tasksPerRound = 2000
 
 // collect does the delayed work that is due, until it is done or time is over.
 func (v *volume) collect(ctx context.Context) error {
+	if err := v.thaw(ctx); err != nil {
+		return err
+	}
 	for end := time.Now().Add(time.Second); time.Now().Before(end); {
 		tasks, err := v.due(ctx)
 		if err != nil || len(tasks) == 0 {
@@ -128,20 +134,39 @@ func (v *volume) due(ctx context.Context) ([]task, error) {
 	prefix := v.key(tableDelayed)
 	to := binary.BigEndian.AppendUint64(slices.Clone(prefix), uint64(v.now()))
 	var tasks []task
-	err := v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
-		return r.Scan(prefix, to, false, func(key, value []byte) (bool, error) {
-			if len(key) < len(prefix)+9 {
-				return false, fmt.Errorf("tree: key of delayed work: %w", errValue)
-			}
-			tasks = append(tasks, task{slices.Clone(key), slices.Clone(value), key[len(prefix)+8]})
-			return len(tasks) < tasksPerRound, nil
-		})
+	err := v.srv.cfg.Engine.View(ctx, func(r engine.Reader) (err error) {
+		tasks, err = tasksIn(r, prefix, to)
+		return err
 	})
 	return tasks, err
 }
 
-// work does tasks: blocks of several at once, as one request deletes many.
+// tasksIn returns delayed work, in the order of its keys.
+func tasksIn(r engine.Reader, from, to []byte) (tasks []task, err error) {
+	err = r.Scan(from, to, false, func(key, value []byte) (bool, error) {
+		if len(key) < 14 {
+			return false, fmt.Errorf("tree: key of delayed work: %w", errValue)
+		}
+		tasks = append(tasks, task{slices.Clone(key), slices.Clone(value), key[13]})
+		return len(tasks) < tasksPerRound, nil
+	})
+	return tasks, err
+}
+
+// work does tasks: history first, as what it needs is deleted only after it, and
+// blocks of several at once, as one request deletes many.
 func (v *volume) work(ctx context.Context, tasks []task) error {
+	var history []task
+	for _, t := range tasks {
+		if t.kind == delayedHistory {
+			history = append(history, t)
+		}
+	}
+	if len(history) > 0 {
+		if err := v.purge(ctx, history); err != nil {
+			return err
+		}
+	}
 	var refs []BlockRef
 	var done [][]byte
 	for _, t := range tasks {
@@ -164,8 +189,7 @@ func (v *volume) work(ctx context.Context, tasks []task) error {
 			}
 			refs = append(refs, more...)
 			done = append(append(done, counts...), t.key)
-		case t.kind == delayedHistory && len(body) > 9:
-			done = append(done, t.key, append(t.key[:4:4], body...))
+		case t.kind == delayedHistory:
 		case t.kind == delayedInode && len(body) == 8:
 			if err := v.collectInode(ctx, t.key, meta.Ino(binary.BigEndian.Uint64(body))); err != nil {
 				return err
@@ -307,10 +331,10 @@ func (v *volume) collectBlocks(ctx context.Context, ino meta.Ino, blocks []*meta
 	return v.finishDeletes(ctx, refs, done)
 }
 
-// condemn marks an inode as being removed. If it has a name again, or is in use,
-// it is not, and its task is done or delayed.
+// condemn marks an inode as being removed. If it has a name again, is in use or is
+// part of the past, it is not, and its task is done or delayed.
 func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying bool, err error) {
-	_, err = v.srv.cfg.Engine.Update(ctx, [][]byte{v.inoKey(ino)}, func(tx engine.Tx) error {
+	commit, err := v.srv.cfg.Engine.Update(ctx, [][]byte{v.inoKey(ino)}, func(tx engine.Tx) error {
 		b, err := tx.Get(v.attrKey(ino))
 		if err != nil {
 			return err
@@ -331,10 +355,36 @@ func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying b
 			}
 			return tx.Put(v.delayedInodeKey(v.keep(v.now()), ino), nil)
 		}
+		if !in.dead {
+			last, err := v.lastChange(tx, v.attrKey(ino))
+			if err != nil {
+				return err
+			}
+			if last != 0 { // it had a name again meanwhile, or was written to
+				if err := tx.Delete(key); err != nil {
+					return err
+				}
+				due := max(v.keep(last), v.now()+ceilSeconds(v.srv.cfg.Keep))
+				return tx.Put(v.delayedInodeKey(due, ino), nil)
+			}
+		}
 		in.dead, dying = true, true
 		return tx.Put(v.attrKey(ino), in.encode())
 	})
-	return dying, err
+	if err != nil {
+		return false, err
+	}
+	return dying, v.srv.durable(commit) // before its blocks go: nobody may have it again
+}
+
+// lastChange returns the latest second of the history of a key, 0 if it has none.
+func (v *volume) lastChange(r engine.Reader, key []byte) (second int64, err error) {
+	err = r.Scan(historyOf(key), historyAfter(key), true, func(hkey, _ []byte) (bool, error) {
+		var err error
+		_, second, err = splitHistory(hkey)
+		return false, err
+	})
+	return second, err
 }
 
 // someBlocks returns blocks of an inode.

@@ -44,6 +44,8 @@ const (
 	counterInodes  = "i" // number of them, added to
 	counterIno     = "n" // next inode number to lease
 	counterSession = "s" // next session number
+	counterPast    = "h" // second since which history is complete; not there: it is not
+	counterSecond  = "t" // the latest second in which something was changed
 )
 
 func (v *volume) key(table byte) []byte {
@@ -96,8 +98,7 @@ func (v *volume) slotKey(id uint64, slot uint16) []byte {
 
 // historyKey is where the value is kept that key had just before second.
 func (v *volume) historyKey(key []byte, second int64) []byte {
-	b := append(v.key(tableHistory), key[4:]...)
-	return binary.BigEndian.AppendUint64(append(b, 0), uint64(second))
+	return historyAt(key, second)
 }
 
 func (v *volume) delayedKey(due int64, kind byte) []byte {

@@ -329,6 +329,9 @@ func (s *session) getlk(ctx context.Context, req *meta.Request) (*meta.Reply, er
 // mayLock refuses a lock that is not one, and waits until those who had locks
 // before the server started have had their time to say so.
 func (s *session) mayLock(ctx context.Context, req *meta.Request) error {
+	if s.at != 0 {
+		return refuse(syscall.ENOLCK, "there are no locks in the past")
+	}
 	if err := checkLock(&req.Lock); err != nil || req.Lock.Type == syscall.F_UNLCK {
 		return err
 	}

@@ -22,6 +22,9 @@ type view struct {
 // what it is told before the state is looked at, or else is looked at again: so
 // no change slips in between.
 func (s *session) read(ctx context.Context, fn func(*view) (*meta.Reply, error)) (*meta.Reply, error) {
+	if s.at != 0 {
+		return s.readPast(ctx, fn)
+	}
 	for try := 0; ; try++ {
 		var reply *meta.Reply
 		seen := s.v.changes.Load()
@@ -47,6 +50,25 @@ func (s *session) read(ctx context.Context, fn func(*view) (*meta.Reply, error))
 			return reply, err
 		}
 	}
+}
+
+// readPast answers from the state that a session of the past sees. It never
+// changes, so the client may keep all of it, and is no holder.
+func (s *session) readPast(ctx context.Context, fn func(*view) (*meta.Reply, error)) (*meta.Reply, error) {
+	var reply *meta.Reply
+	err := s.v.view(ctx, s.at, func(r engine.Reader) error {
+		var err error
+		reply, err = fn(&view{Reader: r, v: s.v, s: s})
+		if reply == nil {
+			reply = new(meta.Reply)
+		}
+		reply.Cache = true
+		return err
+	})
+	if err == nil || reply != nil {
+		s.out(reply)
+	}
+	return reply, err
 }
 
 // inode returns an inode that the client named.

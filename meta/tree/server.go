@@ -210,7 +210,7 @@ func (s *session) serve(ctx context.Context, req *meta.Request) *meta.Reply {
 func (s *session) ask(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
 	switch req.Op {
 	case meta.OpPing:
-		return &meta.Reply{}, nil
+		return s.ping(ctx)
 	case meta.OpBye:
 		return &meta.Reply{}, s.v.end(s, "it said bye")
 	case meta.OpLookup:
@@ -238,9 +238,17 @@ func (s *session) ask(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 	return nil, refuse(syscall.ENOSYS, "operation %v is not known", req.Op)
 }
 
+// ping keeps the session, unless it sees what is not known any more.
+func (s *session) ping(ctx context.Context) (*meta.Reply, error) {
+	if s.at == 0 {
+		return &meta.Reply{}, nil
+	}
+	return &meta.Reply{}, s.v.view(ctx, s.at, func(engine.Reader) error { return nil })
+}
+
 // do does a change.
 func (s *session) do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
-	if req.Op == meta.OpClose {
+	if req.Op == meta.OpClose && s.at == 0 {
 		return s.closeInos(ctx, req)
 	}
 	if s.readOnly() {

@@ -27,6 +27,7 @@ type session struct {
 	secret string
 	name   string
 	root   meta.Ino // what the client calls meta.Root
+	at     int64    // the second whose end it sees, for good; 0: it sees what is now
 
 	slots [slots]slot
 
@@ -53,11 +54,12 @@ type sessionRecord struct {
 	Name   string   `json:"name"`
 	Root   meta.Ino `json:"root"`
 	Write  bool     `json:"write"`
+	At     int64    `json:"at,omitempty"`
 }
 
 func (v *volume) newSession(id uint64, rec sessionRecord) *session {
 	s := &session{
-		v: v, id: id, secret: rec.Secret, name: rec.Name, root: rec.Root, write: rec.Write,
+		v: v, id: id, secret: rec.Secret, name: rec.Name, root: rec.Root, at: rec.At, write: rec.Write && rec.At == 0,
 		contact: time.Now(), changed: make(chan struct{}), waits: make(map[uint64]context.CancelFunc),
 		holds: make(map[meta.Ino]struct{}),
 	}
@@ -140,17 +142,13 @@ func (srv *Server) hello(ctx context.Context, conn meta.Conn, req *meta.Request)
 	if err != nil {
 		return nil, err
 	}
-	root, err := v.walk(ctx, grant.MountPath)
-	if err != nil {
-		return nil, err
-	}
 	var s *session
 	cached := false
 	if req.Session != 0 {
 		s, cached, err = v.resume(ctx, conn, req, grant)
 	} else {
-		s, err = v.openSession(ctx, sessionRecord{rand.Text(), req.Name, root, grant.Write})
-		if err == nil && len(req.Inos) > 0 { // of a session that was lost
+		s, err = v.begin(ctx, req, grant)
+		if err == nil && len(req.Inos) > 0 && s.at == 0 { // of a session that was lost
 			err = v.reclaim(ctx, s, &meta.Request{Inos: req.Inos})
 		}
 	}
@@ -161,12 +159,27 @@ func (srv *Server) hello(ctx context.Context, conn meta.Conn, req *meta.Request)
 	return v.welcome(s, min(req.Version, version), cached), nil
 }
 
+// begin opens a session, of now or of the past.
+func (v *volume) begin(ctx context.Context, req *meta.Request, grant Grant) (*session, error) {
+	rec := sessionRecord{Secret: rand.Text(), Name: req.Name, Write: grant.Write}
+	var err error
+	if req.At != 0 {
+		if rec.At, err = v.pastSecond(ctx, req.At); err != nil {
+			return nil, err
+		}
+	}
+	if rec.Root, err = v.walk(ctx, rec.At, grant.MountPath); err != nil {
+		return nil, err
+	}
+	return v.openSession(ctx, rec)
+}
+
 func (v *volume) welcome(s *session, version uint32, cached bool) *meta.Reply {
 	cfg := v.config.Load()
 	return &meta.Reply{
 		Session: s.id, Secret: s.secret, Version: version, Lease: v.srv.cfg.Lease, Cache: cached,
 		VolumeInfo: meta.Volume{
-			ID: v.id, Name: cfg.Name, BlockSize: v.blockSize, InlineMax: cfg.InlineMax, ReadOnly: s.readOnly(),
+			ID: v.id, Name: cfg.Name, BlockSize: v.blockSize, InlineMax: cfg.InlineMax, ReadOnly: s.readOnly(), At: s.at,
 		},
 	}
 }
@@ -250,9 +263,12 @@ func (v *volume) resume(ctx context.Context, conn meta.Conn, req *meta.Request, 
 	}
 	s.mu.Lock()
 	s.contact = time.Now()
-	s.write = grant.Write
-	cached = s.fresh
+	s.write = grant.Write && s.at == 0
+	cached = s.fresh || s.at != 0
 	s.mu.Unlock()
+	if s.at != 0 {
+		return s, cached, nil
+	}
 	return s, cached, v.reclaim(ctx, s, req)
 }
 
@@ -356,7 +372,9 @@ func (v *volume) loadSession(id uint64, kind byte, rest, value []byte) error {
 		}
 		s := v.newSession(id, rec)
 		v.sessions[id] = s
-		v.absent[s] = struct{}{}
+		if s.at == 0 {
+			v.absent[s] = struct{}{}
+		}
 		return nil
 	}
 	s := v.sessions[id]
@@ -401,10 +419,11 @@ func remove(table map[meta.Ino]map[*session]struct{}, ino meta.Ino, s *session) 
 	}
 }
 
-// walk returns the directory at a path of the volume.
-func (v *volume) walk(ctx context.Context, path string) (meta.Ino, error) {
+// walk returns the directory at a path of the volume, at the end of a second or,
+// if that is 0, now.
+func (v *volume) walk(ctx context.Context, second int64, path string) (meta.Ino, error) {
 	ino := meta.Root
-	err := v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
+	err := v.view(ctx, second, func(r engine.Reader) error {
 		for _, name := range strings.FieldsFunc(path, func(c rune) bool { return c == '/' }) {
 			b, err := r.Get(v.dentryKey(ino, name))
 			if err != nil {

@@ -27,11 +27,17 @@ type volume struct {
 	blockSize uint32
 	config    atomic.Pointer[VolumeConfig]
 
+	configured atomic.Bool // config is what the operator set
+
 	// changes counts the transactions: it grows after one is visible and before
 	// its holders are looked up.
 	changes atomic.Uint64
 
 	leasing sync.Mutex // held while inode numbers are leased
+
+	// writing is held for reading while a transaction has a second and is not
+	// visible. It is taken before what the engine locks.
+	writing sync.RWMutex
 
 	locks lockTable
 
@@ -46,6 +52,8 @@ type volume struct {
 	nextIno, endIno meta.Ino                           // leased numbers
 	bytes, inodes   int64                              // as the counters, with what runs
 	second          int64                              // the latest that was used
+	periods         []period                           // in which it was used, the last ones
+	stamped         int64                              // the latest that was noted
 }
 
 func parseUUID(s string) (id [16]byte, err error) {
@@ -114,6 +122,9 @@ func (v *volume) load(r engine.Reader) error {
 	if v.inodes, err = v.counter(r, counterInodes); err != nil {
 		return err
 	}
+	if err := v.loadClock(r); err != nil {
+		return err
+	}
 	return v.loadSessions(r)
 }
 
@@ -156,6 +167,7 @@ func (v *volume) configure(cfg VolumeConfig) error {
 	}
 	cfg.InlineMax = min(cfg.InlineMax, meta.MaxInline, cfg.BlockSize)
 	v.config.Store(&cfg)
+	v.configured.Store(true)
 	return nil
 }
 
@@ -245,14 +257,6 @@ func (v *volume) newIno(ctx context.Context) (meta.Ino, error) {
 	return ino, nil
 }
 
-// now returns the second for history and delayed work. It never goes back.
-func (v *volume) now() int64 {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.second = max(v.second, time.Now().Unix())
-	return v.second
-}
-
 // reserve counts bytes and inodes, unless that would pass a limit.
 func (v *volume) reserve(bytes, inodes int64) error {
 	cfg := v.config.Load()
@@ -286,15 +290,3 @@ func (v *volume) statfs() meta.Statfs {
 		Inodes: uint64(max(v.inodes, 0)), MaxInodes: cfg.MaxInodes,
 	}
 }
-
-// keep returns until when what is given up now is kept. It is never collected if
-// the past is kept for ever.
-func (v *volume) keep(now int64) int64 {
-	retention := v.config.Load().Retention
-	if retention < 0 {
-		return never
-	}
-	return now + int64((max(retention, v.srv.cfg.Keep)+time.Second-1)/time.Second)
-}
-
-const never = 1<<63 - 1
