@@ -153,11 +153,9 @@ func (fs *FS) cut(in *inode, size uint64) {
 	ct := &in.content
 	bs := uint64(fs.blockSize())
 	for idx, d := range ct.dirty {
-		if at := uint64(idx) * bs; at+uint64(d.end()) > size {
-			fs.budget.release(d.cut(int(max(size, at) - at)))
-		}
-		if len(d.spans) == 0 {
-			fs.budget.release(d.free())
+		at := uint64(idx) * bs
+		fs.budget.release(d.cut(int(min(max(size, at)-at, bs))))
+		if len(d.spans)+len(d.zero) == 0 {
 			delete(ct.dirty, idx)
 		}
 	}
@@ -168,14 +166,23 @@ func (fs *FS) cut(in *inode, size uint64) {
 				fs.remove(in, &p.rec)
 			}
 			delete(ct.pend, idx)
-		} else {
-			p.rec.Len = uint32(min(uint64(p.rec.Len), size-at))
-			if p.rec.Inline {
-				p.rec.Data = p.rec.Data[:min(len(p.rec.Data), int(p.rec.Len))]
+			if p.d != nil {
+				fs.budget.release(p.d.free())
 			}
+			continue
 		}
+		rest := int(min(size-at, bs))
+		p.reach = min(p.reach, rest)
+		cut := p.rec
+		if cut.Cut(uint32(rest)); cut.Len == 0 {
+			if p.uncommitted() {
+				fs.remove(in, &p.rec)
+			}
+			cut.Gen, cut.Origin, cut.Inline = meta.Gen{}, meta.Origin{}, false
+		}
+		p.rec = cut
 		if p.d != nil {
-			fs.budget.release(p.d.cut(int(max(size, at) - at)))
+			fs.budget.release(p.d.cut(rest))
 		}
 	}
 	ct.end = min(ct.end, size)

@@ -37,27 +37,81 @@ type content struct {
 
 // A blockMap is what is known of where a file's committed contents are.
 type blockMap struct {
-	recs     map[uint32]meta.Block
-	known    map[uint32]bool // which pages of recs are complete
-	complete bool            // all of recs is
+	recs  map[uint32]meta.Block
+	order []uint32 // indices of recs, sorted; nil: not made yet
+	known spans    // of indices: what of them is not in recs is a hole
 }
+
+// allBlocks is more than the index of any block.
+const allBlocks = 1 << 32
 
 // cut makes it the map of the file after it was cut, or extended, to size.
 func (m *blockMap) cut(size, blockSize uint64) {
 	for idx, b := range m.recs {
 		at := uint64(idx) * blockSize
-		switch {
-		case at >= size:
-			delete(m.recs, idx)
-		case uint64(b.Len) > size-at:
-			b.Len = uint32(size - at)
-			if b.Inline {
-				b.Data = b.Data[:min(len(b.Data), int(b.Len))]
-			}
-			m.recs[idx] = b
+		if at >= size {
+			b.Len = 0
+		} else {
+			b.Cut(uint32(min(uint64(b.Len), size-at)))
+		}
+		m.record(b)
+	}
+}
+
+func (m *blockMap) record(b meta.Block) {
+	old, was := m.recs[b.Index]
+	switch {
+	case b.Len == 0 && was:
+		delete(m.recs, b.Index)
+		m.order = nil
+	case b.Len > 0:
+		if m.recs == nil {
+			m.recs = map[uint32]meta.Block{}
+		}
+		m.recs[b.Index] = b
+		if !was || old.Len == 0 {
+			m.order = nil
 		}
 	}
 }
+
+// punch makes blocks from <= i < to holes.
+func (m *blockMap) punch(from, to uint32) {
+	for idx := range m.recs {
+		if from <= idx && idx < to {
+			delete(m.recs, idx)
+		}
+	}
+	m.order = nil
+}
+
+// rec returns the committed record of a block (zero: a hole), and whether it is
+// known at all.
+func (m *blockMap) rec(idx uint32) (meta.Block, bool) {
+	b, ok := m.recs[idx]
+	return b, ok || m.known.covers(int(idx), int(idx)+1)
+}
+
+// next returns the first index from idx on that has a record, or of which it is
+// not known.
+func (m *blockMap) next(idx uint32) uint64 {
+	end := uint64(idx)
+	for _, s := range m.known {
+		if s.lo <= int(idx) && int(idx) < s.hi {
+			end = uint64(s.hi)
+		}
+	}
+	if m.order == nil {
+		m.order = sorted(m.recs)
+	}
+	if i, _ := slices.BinarySearch(m.order, idx); i < len(m.order) {
+		end = min(end, uint64(m.order[i]))
+	}
+	return end
+}
+
+// complete reports whether every record is known.
+func (m *blockMap) complete() bool { return m.known.covers(0, allBlocks) }
 
 // An upload is a block on its way to the store. Its bytes do not change.
 type upload struct {
@@ -72,14 +126,19 @@ type upload struct {
 // A pending block is durable and not part of the file yet.
 type pending struct {
 	rec        meta.Block
+	reach      int    // the file reaches so far into the block through it
 	d          *dirty // what was written, if it may have to be merged again
 	committing bool   // a commit that names it is under way
 	unsure     bool   // a commit that named it was not answered; see resolve
 }
 
-// uncommitted reports whether it is certain that no commit made the block part
-// of the file, so that its object may be removed.
-func (p *pending) uncommitted() bool { return !p.committing && !p.unsure }
+// uncommitted reports whether it is certain that no commit made the block's
+// object part of the file, so that it may be removed.
+func (p *pending) uncommitted() bool { return !p.committing && !p.unsure && !shares(&p.rec) }
+
+// shares reports whether a version names the same object as the one that it was
+// made from.
+func shares(rec *meta.Block) bool { return rec.Gen == rec.Base }
 
 // An appendRun is on while all uncommitted writes were made with O_APPEND and
 // lie one after another from where the file ended. If somebody else appended
@@ -89,7 +148,7 @@ type appendRun struct {
 	start, end uint64
 }
 
-// mapPage is how many blocks of a file are asked for at a time.
+// mapPage is how many records of a file's blocks are asked for at a time.
 const mapPage = 1024
 
 // busy reports whether there is anything that the service does not have.
@@ -107,25 +166,11 @@ func (ct *content) forgetMap() {
 // learnSize uses what a size alone says about the block map.
 func (ct *content) learnSize(size uint64) {
 	if size == 0 {
-		ct.recs, ct.complete = nil, true
+		ct.blockMap = blockMap{known: spans{{0, allBlocks}}}
 	}
 	if b, ok := ct.recs[0]; ok && b.Inline && size <= meta.MaxInline {
-		ct.complete = true // every block is larger than that
+		ct.known = spans{{0, allBlocks}} // every block is larger than that
 	}
-}
-
-func (ct *content) record(b meta.Block) {
-	if ct.recs == nil {
-		ct.recs = map[uint32]meta.Block{}
-	}
-	ct.recs[b.Index] = b
-}
-
-// rec returns the committed record of a block (zero: a hole), and whether it is
-// known at all.
-func (ct *content) rec(idx uint32) (meta.Block, bool) {
-	b, ok := ct.recs[idx]
-	return b, ok || ct.complete || ct.known[idx/mapPage]
 }
 
 // base returns the newest durable version of a block.
@@ -148,19 +193,65 @@ func (ct *content) overlay(a *meta.Attr) {
 	if ct.mtime.Compare(a.Ctime) > 0 {
 		a.Ctime = ct.mtime
 	}
-	n := uint64(0)
-	for _, d := range ct.dirty {
-		n += uint64(d.bytes())
+}
+
+// layered calls fn for each block of which there is anything that is not
+// committed, once.
+func (ct *content) layered(fn func(idx uint32)) {
+	for idx := range ct.dirty {
+		fn(idx)
 	}
-	for _, u := range ct.up {
-		n += uint64(u.d.bytes())
-	}
-	for idx, p := range ct.pend {
-		if old := ct.recs[idx].Len; p.rec.Len > old {
-			n += uint64(p.rec.Len - old)
+	for idx := range ct.up {
+		if ct.dirty[idx] == nil {
+			fn(idx)
 		}
 	}
-	a.Bytes = min(a.Bytes+n, max(a.Size, a.Bytes))
+	for idx := range ct.pend {
+		if ct.dirty[idx] == nil && ct.up[idx] == nil {
+			fn(idx)
+		}
+	}
+}
+
+// data returns what of a block is data, if its newest durable version is base.
+func (ct *content) data(idx uint32, base *meta.Block) spans {
+	data := dataOf(base)
+	for _, d := range [2]*dirty{ct.uploading(idx), ct.dirty[idx]} {
+		if d != nil {
+			data = d.over(data)
+		}
+	}
+	return data
+}
+
+// stored returns how many bytes are stored for the file when all is committed:
+// what stat says does not change then. a has what is committed, and size is that
+// of the file.
+func (ct *content) stored(a *meta.Attr, size, blockSize uint64, inlineMax uint32) uint64 {
+	n := int64(a.Bytes)
+	ct.layered(func(idx uint32) {
+		old, known := ct.rec(idx)
+		if at := uint64(idx) * blockSize; !known && a.Bytes > 0 && at < a.Size { // as if it had no hole
+			old = meta.Block{Index: idx, Len: uint32(min(blockSize, a.Size-at))}
+		}
+		n -= int64(old.Bytes())
+		base := old
+		if p := ct.pend[idx]; p != nil {
+			base = p.rec
+		}
+		if ct.dirty[idx] == nil && ct.uploading(idx) == nil {
+			n += int64(base.Bytes())
+			return
+		}
+		data := ct.data(idx, &base)
+		now := meta.Block{Len: uint32(data.end())}
+		punched := base.Gen != (meta.Gen{}) && !base.Inline && ct.uploading(idx) == nil && len(ct.dirty[idx].spans) == 0
+		if idx > 0 || size > uint64(inlineMax) || punched {
+			now.Holes = holesIn(data)
+		}
+		n += int64(now.Bytes())
+	})
+	return uint64(max(n, 0))
 }
 
 // lock serialises flushes, commits and truncations of one file.
@@ -181,15 +272,38 @@ func (in *inode) lock(ctx context.Context) error {
 
 func (in *inode) unlock() { <-in.content.mutex }
 
-// fetchMap asks for the page of the block map that has idx, and returns the
-// record of idx. It is kept if nothing was invalidated meanwhile.
+// fetchMap asks for the block map around idx, and returns the record of idx. It
+// is kept if nothing was invalidated meanwhile.
 func (fs *FS) fetchMap(ctx context.Context, in *inode, idx uint32) (meta.Block, error) {
-	first := idx / mapPage * mapPage
+	list, _, err := fs.fetchFrom(ctx, in, idx)
+	for _, b := range list {
+		if b.Index == idx {
+			return b, nil
+		}
+	}
+	return meta.Block{Index: idx}, err
+}
+
+// fetchFrom is fetchMap for the records from idx on: it returns those that it
+// was told, and the index up to which there are no others.
+func (fs *FS) fetchFrom(ctx context.Context, in *inode, idx uint32) ([]meta.Block, uint64, error) {
+	first := int(idx / mapPage * mapPage)
+	in.mu.Lock()
+	for _, s := range in.content.known { // no need to hear that again
+		if s.lo <= first && s.hi <= int(idx) {
+			first = max(first, s.hi)
+		}
+	}
+	in.mu.Unlock()
 	seq := fs.invals.now()
 	fs.stats.Requests.Add(1)
-	rep, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpBlocks, Ino: in.ino, Index: first, Limit: mapPage})
+	rep, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpBlocks, Ino: in.ino, Index: uint32(first), Limit: mapPage})
 	if err != nil {
-		return meta.Block{}, err
+		return nil, 0, err
+	}
+	end := allBlocks
+	if n := len(rep.Blocks); !rep.EOF && n > 0 {
+		end = int(rep.Blocks[n-1].Index) + 1
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -200,18 +314,13 @@ func (fs *FS) fetchMap(ctx context.Context, in *inode, idx uint32) (meta.Block, 
 		for _, b := range rep.Blocks {
 			ct.record(b)
 		}
-		if ct.known == nil {
-			ct.known = map[uint32]bool{}
-		}
-		ct.known[idx/mapPage] = true
-		ct.complete = ct.complete || first == 0 && rep.EOF
+		ct.known = ct.known.add(span{first, end})
 	}
-	for _, b := range rep.Blocks {
-		if b.Index == idx {
-			return b, nil
-		}
+	list := rep.Blocks
+	for len(list) > 0 && list[0].Index < idx {
+		list = list[1:]
 	}
-	return meta.Block{Index: idx}, nil
+	return list, uint64(end), nil
 }
 
 // baseOf returns the newest durable version of a block, asking if need be.
@@ -228,16 +337,18 @@ func (fs *FS) baseOf(ctx context.Context, in *inode, idx uint32) (meta.Block, er
 
 // key names the object of a block.
 func (fs *FS) key(in *inode, b *meta.Block) store.Key {
+	o := b.Object(in.ino)
 	return store.Key{
 		Volume: fs.cfg.Volume,
-		Ino:    uint64(in.ino),
-		Index:  b.Index,
+		Ino:    uint64(o.Ino),
+		Index:  o.Index,
 		Gen:    store.Gen{Session: b.Gen.Session, Seq: b.Gen.Seq},
 	}
 }
 
-// load returns the bytes lo..hi of a durable block; fewer if it is shorter. The
-// caller must not change them.
+// load returns the bytes lo..hi of a durable block's object, which may have
+// anything where the block has holes; fewer if it is shorter. The caller must not
+// change them.
 func (fs *FS) load(ctx context.Context, in *inode, b *meta.Block, lo, hi int) ([]byte, error) {
 	hi = min(hi, int(b.Len))
 	if lo >= hi {

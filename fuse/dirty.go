@@ -13,14 +13,13 @@ const chunkSize = 64 << 10
 
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
-// A span is the bytes lo <= i < hi of a block.
-type span struct{ lo, hi int }
-
-// dirty holds bytes of one block that are not in the store yet. Chunks are
+// dirty holds what happened to one block and is not in the store yet. Chunks are
 // taken from a pool and hold rubbish outside of the spans.
 type dirty struct {
 	chunks []*[chunkSize]byte // nil where nothing was written
-	spans  []span             // written; ascending, apart from each other
+	spans  spans              // written
+	zero   spans              // punched, and not written since
+	top    int                // the file reaches so far into the block through it
 	since  time.Time          // of the first write
 }
 
@@ -33,23 +32,6 @@ func (d *dirty) mem() int64 {
 		}
 	}
 	return n
-}
-
-// bytes returns how many bytes are dirty.
-func (d *dirty) bytes() int {
-	n := 0
-	for _, s := range d.spans {
-		n += s.hi - s.lo
-	}
-	return n
-}
-
-// end returns where the last span ends.
-func (d *dirty) end() int {
-	if len(d.spans) == 0 {
-		return 0
-	}
-	return d.spans[len(d.spans)-1].hi
 }
 
 // write copies p to lo, and returns the bytes of budget that it took.
@@ -67,36 +49,57 @@ func (d *dirty) write(lo int, p []byte) int64 {
 		}
 		off += copy(d.chunks[c][off%chunkSize:], p[off-lo:])
 	}
-	d.add(span{lo, hi})
+	d.spans = d.spans.add(span{lo, hi})
+	d.zero = d.zero.without(span{lo, hi})
+	d.top = max(d.top, hi)
 	return took
 }
 
-// add merges s into the spans.
-func (d *dirty) add(s span) {
-	if s.lo >= s.hi {
-		return
+// punch makes lo..hi zeros, and returns the bytes of budget that it freed.
+func (d *dirty) punch(lo, hi int) int64 {
+	d.spans = d.spans.without(span{lo, hi})
+	d.zero = d.zero.add(span{lo, hi})
+	return d.trim(lo, hi)
+}
+
+// trim gives back the chunks of lo..hi in which nothing is written any more.
+func (d *dirty) trim(lo, hi int) int64 {
+	freed := int64(0)
+	for c := lo / chunkSize; c*chunkSize < hi && c < len(d.chunks); c++ {
+		if d.chunks[c] != nil && len(d.spans.both(spans{{c * chunkSize, (c + 1) * chunkSize}})) == 0 {
+			chunks.Put(d.chunks[c])
+			d.chunks[c] = nil
+			freed += chunkSize
+		}
 	}
-	if n := len(d.spans); n > 0 && d.spans[n-1].hi == s.lo { // the usual case: it goes on
-		d.spans[n-1].hi = s.hi
-		return
-	}
-	i, _ := slices.BinarySearchFunc(d.spans, s.lo, func(t span, lo int) int { return t.hi - lo })
-	j := i
-	for j < len(d.spans) && d.spans[j].lo <= s.hi {
-		s.lo, s.hi = min(s.lo, d.spans[j].lo), max(s.hi, d.spans[j].hi)
-		j++
-	}
-	d.spans = slices.Replace(d.spans, i, j, s)
+	return freed
 }
 
 // covers reports whether all of lo..hi is dirty.
 func (d *dirty) covers(lo, hi int) bool {
-	for _, s := range d.spans {
-		if s.lo <= lo && hi <= s.hi {
-			return true
-		}
+	return d.spans.covers(lo, hi) || len(d.zero) > 0 && d.touched().covers(lo, hi)
+}
+
+// touched returns what is dirty: written or punched.
+func (d *dirty) touched() spans {
+	out := slices.Clone(d.spans)
+	for _, s := range d.zero {
+		out = out.add(s)
 	}
-	return lo >= hi
+	return out
+}
+
+// over returns what is data of a block after what happened to it, if base was
+// data before.
+func (d *dirty) over(base spans) spans {
+	out := slices.Clone(base)
+	for _, s := range d.zero {
+		out = out.without(s)
+	}
+	for _, s := range d.spans {
+		out = out.add(s)
+	}
+	return out
 }
 
 // read copies the dirty bytes of lo..lo+len(p) over p.
@@ -109,34 +112,23 @@ func (d *dirty) read(lo int, p []byte) {
 			from += n
 		}
 	}
+	for _, s := range d.zero {
+		if from, to := max(s.lo, lo), min(s.hi, hi); from < to {
+			clear(p[from-lo : to-lo])
+		}
+	}
 }
 
 // cut drops what lies at n or beyond, and returns the budget that it frees.
 func (d *dirty) cut(n int) int64 {
-	for i, s := range d.spans {
-		if s.hi > n {
-			d.spans[i].hi = n
-			if s.lo >= n {
-				d.spans = d.spans[:i]
-			} else {
-				d.spans = d.spans[:i+1]
-			}
-			break
-		}
-	}
-	freed := int64(0)
-	for c := (n + chunkSize - 1) / chunkSize; c < len(d.chunks); c++ {
-		if d.chunks[c] != nil {
-			chunks.Put(d.chunks[c])
-			d.chunks[c] = nil
-			freed += chunkSize
-		}
-	}
-	return freed
+	d.spans = d.spans.without(span{n, maxBlock})
+	d.zero = d.zero.without(span{n, maxBlock})
+	d.top = min(d.top, n)
+	return d.trim(n, maxBlock)
 }
 
-// under puts the bytes of old, which is older and given up by the caller,
-// beneath those of d. It returns the change of the budget that both hold.
+// under puts what old has, which is older and given up by the caller, beneath
+// what d has. It returns the change of the budget that both hold.
 func (d *dirty) under(old *dirty) int64 {
 	before := d.mem() + old.mem()
 	for i, c := range d.chunks {
@@ -158,35 +150,23 @@ func (d *dirty) under(old *dirty) int64 {
 		}
 		chunks.Put(c)
 	}
+	old.spans = d.over(old.spans)
 	for _, s := range d.spans {
-		old.add(s)
+		old.zero = old.zero.without(s)
 	}
-	d.chunks, d.spans = old.chunks, old.spans
+	for _, s := range d.zero {
+		old.zero = old.zero.add(s)
+	}
+	for _, s := range d.zero {
+		old.trim(s.lo, s.hi)
+	}
+	d.chunks, d.spans, d.zero, d.top = old.chunks, old.spans, old.zero, max(d.top, old.top)
 	if old.since.Before(d.since) {
 		d.since = old.since
 	}
-	old.chunks, old.spans = nil, nil
+	old.chunks, old.spans, old.zero = nil, nil, nil
 	return d.mem() - before
 }
 
 // free gives the memory back and returns how much budget it was.
 func (d *dirty) free() int64 { return d.cut(0) }
-
-// gaps returns what of 0..n is not dirty.
-func (d *dirty) gaps(n int) []span {
-	var out []span
-	at := 0
-	for _, s := range d.spans {
-		if s.lo >= n {
-			break
-		}
-		if at < s.lo {
-			out = append(out, span{at, s.lo})
-		}
-		at = s.hi
-	}
-	if at < n {
-		out = append(out, span{at, n})
-	}
-	return out
-}

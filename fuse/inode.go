@@ -305,6 +305,9 @@ func (c *call) fill(in *inode, attr *fuseops.InodeAttributes, until *time.Time) 
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	a := in.current()
+	if in.content.wrote {
+		a.Bytes = in.content.stored(&in.attr, a.Size, uint64(c.fs.blockSize()), c.fs.vol().InlineMax)
+	}
 	*attr = attributes(&a)
 	if in.valid && !in.gone {
 		*until = c.fs.meta.LeaseUntil()
@@ -350,8 +353,8 @@ func (c *call) entryUntil(dir *inode, name string, ino meta.Ino) time.Time {
 	return time.Time{}
 }
 
-// current returns the attributes with what was written and not committed yet.
-// in.mu is held.
+// current returns the attributes with what was written and not committed yet,
+// but for Bytes. in.mu is held.
 func (in *inode) current() meta.Attr {
 	a := in.attr
 	in.content.overlay(&a)

@@ -278,38 +278,74 @@ func (c *call) extend(in *inode, size uint64) error {
 	return c.truncate(in, size, false)
 }
 
-// zero makes the bytes from..to zeros, as far as the file reaches: whole blocks
-// become holes, and what is left at the ends is overwritten.
+// zero makes the bytes from..to zeros, as far as the file reaches. Whole blocks
+// become holes at once; of the blocks at the ends a part is punched, which the
+// next commit makes known.
 func (c *call) zero(in *inode, from, to uint64) error {
 	fs := c.fs
 	if err := c.attrOf(in); err != nil {
 		return err
 	}
-	if err := c.sync(in); err != nil {
-		return err
-	}
+	bs := uint64(fs.blockSize())
 	in.mu.Lock()
 	size := in.current().Size
-	in.mu.Unlock()
-	bs := uint64(fs.blockSize())
+	if from >= size {
+		in.mu.Unlock()
+		return nil
+	}
 	first := (from + bs - 1) / bs
 	last := to / bs
 	if to >= size { // the last block, too, has nothing that must stay
 		last = (size + bs - 1) / bs
-		to = size
+		to = last * bs
 	}
-	if first >= last {
-		return c.writeZeros(in, from, to)
+	fs.punchLocked(in, from, to, first, last)
+	in.content.note(0, 0, false)
+	needless := in.valid && in.content.complete() && in.content.next(uint32(first)) >= last
+	in.mu.Unlock()
+	fs.markDirty(in)
+	if first >= last || needless && fs.leased() {
+		return nil
 	}
-	if err := c.writeZeros(in, from, first*bs); err != nil {
-		return err
-	}
-	if err := c.punch(in, uint32(first), uint32(last)); err != nil {
-		return err
-	}
-	return c.writeZeros(in, last*bs, to)
+	return c.punch(in, uint32(first), uint32(last))
 }
 
+// punchLocked punches what is not committed of from..to, and of the committed
+// blocks what is not between first and last. in.mu is held.
+func (fs *FS) punchLocked(in *inode, from, to, first, last uint64) {
+	ct := &in.content
+	bs := uint64(fs.blockSize())
+	var list []uint32
+	ct.layered(func(idx uint32) {
+		if first <= uint64(idx) && uint64(idx) < last {
+			list = append(list, idx)
+		}
+	})
+	for _, idx := range list {
+		fs.budget.release(ct.dirtyBlock(idx).punch(0, int(bs)))
+	}
+	for _, part := range [2][2]uint64{{from, min(to, first*bs)}, {max(from, last*bs), to}} {
+		if part[0] < part[1] {
+			fs.punchPart(ct, part[0], part[1])
+		}
+		if first > last { // both ends are in the same block
+			return
+		}
+	}
+}
+
+// punchPart punches a part of one block. The inode's mu is held.
+func (fs *FS) punchPart(ct *content, from, to uint64) {
+	bs := uint64(fs.blockSize())
+	idx, lo := uint32(from/bs), int(from%bs)
+	base, known := ct.base(idx)
+	if known && base.Len == 0 && ct.dirty[idx] == nil && ct.up[idx] == nil {
+		return // a hole already
+	}
+	fs.budget.release(ct.dirtyBlock(idx).punch(lo, lo+int(to-from)))
+}
+
+// punch makes committed blocks holes.
 func (c *call) punch(in *inode, first, last uint32) error {
 	fs := c.fs
 	ctx := c.wait()
@@ -320,22 +356,23 @@ func (c *call) punch(in *inode, first, last uint32) error {
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: meta.OpPunch, Ino: in.ino, Index: first, Index2: last, Time: now()})
 	if err != nil {
+		if !answered(err) {
+			fs.doubt(in)
+			in.mu.Lock()
+			in.content.forgetMap()
+			in.mu.Unlock()
+		}
 		return err
 	}
 	in.mu.Lock()
+	defer in.mu.Unlock()
+	fresh := rep.Cache && !fs.invals.since(seq, in.ino)
+	was, mine := in.content.blockMap, fresh && rep.Attr.Data == in.attr.Data+1
 	in.content.forgetMap()
-	in.learn(&rep.Attr, nil, rep.Cache && !fs.invals.since(seq, in.ino))
-	in.mu.Unlock()
-	return nil
-}
-
-func (c *call) writeZeros(in *inode, from, to uint64) error {
-	for from < to {
-		n := min(to-from, uint64(len(zeros)))
-		if err := c.write(in, from, zeros[:n], false); err != nil {
-			return err
-		}
-		from += n
+	in.learn(&rep.Attr, nil, fresh)
+	if mine { // nobody else changed it
+		was.punch(first, last)
+		in.content.blockMap = was
 	}
 	return nil
 }
@@ -345,15 +382,13 @@ const (
 	seekHole = 4
 )
 
-// seek is lseek(2) with SEEK_DATA and SEEK_HOLE, as finely as blocks are.
+// seek is lseek(2) with SEEK_DATA and SEEK_HOLE. It asks for the block map if
+// need be, and for no contents.
 func (c *call) seek(op *fuseops.LseekOp) error {
 	fs := c.fs
 	in := fs.node(op.Inode)
 	if op.Whence != seekData && op.Whence != seekHole {
 		return syscall.EINVAL
-	}
-	if err := c.sync(in); err != nil {
-		return err
 	}
 	if err := c.attrOf(in); err != nil {
 		return err
@@ -366,23 +401,27 @@ func (c *call) seek(op *fuseops.LseekOp) error {
 	}
 	bs := uint64(fs.blockSize())
 	for at := op.Offset; at < size; {
-		idx := uint32(at / bs)
-		end, next, err := fs.dataEnd(c.wait(), in, idx)
+		idx, from := uint32(at/bs), int(at%bs)
+		data, next, err := fs.dataIn(c.wait(), in, idx)
 		if err != nil {
 			return err
 		}
-		inData := at%bs < end
-		if op.Whence == seekData && inData || op.Whence == seekHole && !inData {
-			op.Result = at
-			return nil
+		var to int
+		if op.Whence == seekData {
+			to = nextData(data, from)
+		} else {
+			to = nextHole(data, from)
 		}
 		switch {
+		case to < int(bs):
+			if at = uint64(idx)*bs + uint64(to); at < size {
+				op.Result = at
+				return nil
+			}
 		case op.Whence == seekData:
-			at = uint64(next) * bs
-		case end == bs:
-			at = uint64(idx+1) * bs
+			at = next * bs
 		default:
-			at = uint64(idx)*bs + end
+			at = uint64(idx+1) * bs
 		}
 	}
 	if op.Whence == seekData {
@@ -392,30 +431,65 @@ func (c *call) seek(op *fuseops.LseekOp) error {
 	return nil
 }
 
-// dataEnd returns how many bytes of block idx are data, and the next block that
-// may have any.
-func (fs *FS) dataEnd(ctx context.Context, in *inode, idx uint32) (uint64, uint32, error) {
-	base, err := fs.baseOf(ctx, in, idx)
-	if err != nil {
-		return 0, 0, err
+// nextData returns where from, or what follows it of a block, is data; maxBlock
+// if nothing is.
+func nextData(data spans, from int) int {
+	for _, s := range data {
+		if from < s.hi {
+			return max(from, s.lo)
+		}
+	}
+	return maxBlock
+}
+
+// nextHole returns where data ends from from on.
+func nextHole(data spans, from int) int {
+	for _, s := range data {
+		if s.lo <= from && from < s.hi {
+			return s.hi
+		}
+	}
+	return from
+}
+
+// dataIn returns what of block idx is data, in whole units, and the next block
+// that may have any.
+func (fs *FS) dataIn(ctx context.Context, in *inode, idx uint32) (spans, uint64, error) {
+	in.mu.Lock()
+	base, known := in.content.base(idx)
+	known = known && (in.content.pend[idx] != nil || fs.leased())
+	in.mu.Unlock()
+	told := uint64(0)
+	if !known {
+		list, end, err := fs.fetchFrom(ctx, in, idx)
+		if err != nil {
+			return nil, 0, err
+		}
+		told, base = end, meta.Block{Index: idx}
+		if len(list) > 0 && list[0].Index == idx {
+			base, list = list[0], list[1:]
+		}
+		if len(list) > 0 {
+			told = uint64(list[0].Index)
+		}
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	ct := &in.content
-	end := int(base.Len)
-	for _, d := range [2]*dirty{ct.uploading(idx), ct.dirty[idx]} {
-		if d != nil {
-			end = max(end, d.end())
-		}
+	var data spans
+	for _, s := range ct.data(idx, &base) {
+		data = data.add(span{s.lo / meta.HoleUnit * meta.HoleUnit, min(alignUp(s.hi), fs.blockSize())})
 	}
-	next := idx + 1
-	for len(ct.dirty)+len(ct.up)+len(ct.pend) == 0 { // skip what is known to be a hole
-		if _, known := ct.rec(next); !known || ct.recs[next].Len > 0 || next%mapPage == 0 {
-			break
-		}
-		next++
+	next := told
+	if known {
+		next = ct.next(idx + 1)
 	}
-	return uint64(end), next, nil
+	ct.layered(func(i uint32) {
+		if i > idx {
+			next = min(next, uint64(i))
+		}
+	})
+	return data, next, nil
 }
 
 // maxCopy bounds one copy_file_range: the kernel asks again for the rest.

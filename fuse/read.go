@@ -97,8 +97,29 @@ func (c *call) tryBlock(in *inode, s *stream, idx uint32, lo, hi int, sequential
 	return over.onto(b), nil
 }
 
-// fetch returns the bytes lo..hi of a durable block.
+// fetch returns the bytes lo..hi of a durable block, fewer if there are only
+// zeros after them.
 func (c *call) fetch(in *inode, s *stream, base *meta.Block, lo, hi int, sequential bool) ([]byte, error) {
+	if len(base.Holes) == 0 {
+		return c.fetchObject(in, s, base, lo, hi, sequential)
+	}
+	data := dataOf(base).both(spans{{lo, hi}})
+	if len(data) == 0 {
+		return nil, nil
+	}
+	b, err := c.fetchObject(in, s, base, lo, data.end(), sequential)
+	if err != nil || data.covers(lo, data.end()) {
+		return b, err
+	}
+	out := make([]byte, data.end()-lo)
+	for _, s := range data {
+		copy(out[s.lo-lo:s.hi-lo], b[min(s.lo-lo, len(b)):])
+	}
+	return out, nil
+}
+
+// fetchObject is fetch with what the object has in the block's holes.
+func (c *call) fetchObject(in *inode, s *stream, base *meta.Block, lo, hi int, sequential bool) ([]byte, error) {
 	if base.Inline || int(base.Len) <= lo {
 		return c.fs.load(c.fs.ctx, in, base, lo, hi)
 	}
@@ -122,27 +143,23 @@ const wholeBelow = 256 << 10
 // layer is what was written and not committed of a part of a block.
 type layer struct {
 	data  []byte
-	spans []span // of data
+	spans spans // of data
 }
 
 // layers copies what is dirty or being uploaded of lo..hi, and reports whether
 // that is all of it. It returns nil if nothing is. in.mu is held.
 func (ct *content) layers(idx uint32, lo, hi int) (*layer, bool) {
 	var l *layer
-	cover := dirty{}
+	var cover spans
 	for _, d := range [2]*dirty{ct.uploading(idx), ct.dirty[idx]} {
 		if d == nil {
 			continue
 		}
-		for _, s := range d.spans {
-			s = span{max(s.lo, lo), min(s.hi, hi)}
-			if s.lo >= s.hi {
-				continue
-			}
+		for _, s := range d.touched().both(spans{{lo, hi}}) {
 			if l == nil {
 				l = &layer{data: make([]byte, hi-lo)}
 			}
-			cover.add(span{s.lo - lo, s.hi - lo})
+			cover = cover.add(span{s.lo - lo, s.hi - lo})
 		}
 		if l != nil {
 			d.read(lo, l.data)
@@ -151,7 +168,7 @@ func (ct *content) layers(idx uint32, lo, hi int) (*layer, bool) {
 	if l == nil {
 		return nil, false
 	}
-	l.spans = cover.spans
+	l.spans = cover
 	return l, cover.covers(0, hi-lo)
 }
 
@@ -164,7 +181,7 @@ func (ct *content) uploading(idx uint32) *dirty {
 
 // onto returns the layer with base showing through its gaps.
 func (l *layer) onto(base []byte) []byte {
-	for _, g := range (&dirty{spans: l.spans}).gaps(len(l.data)) {
+	for _, g := range l.spans.gaps(len(l.data)) {
 		if g.lo < len(base) {
 			copy(l.data[g.lo:g.hi], base[g.lo:])
 		}

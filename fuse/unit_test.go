@@ -37,8 +37,23 @@ func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 				for i := range p {
 					set[lo+i] = true
 				}
+				if r.IntN(2) == 0 {
+					lo, hi := someRange(r, size)
+					mem -= newer.punch(lo, hi)
+					clear(want[lo:hi])
+					for i := range hi - lo {
+						set[lo+i] = true
+					}
+				}
 				mem += newer.under(d)
 				d = newer
+			case 2, 3:
+				lo, hi := someRange(r, size)
+				mem -= d.punch(lo, hi)
+				clear(want[lo:hi])
+				for i := range hi - lo {
+					set[lo+i] = true
+				}
 			default:
 				lo := r.IntN(size - 1)
 				p := make([]byte, 1+r.IntN(min(size-lo, 1<<r.IntN(17))))
@@ -62,6 +77,11 @@ func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 	}
 }
 
+func someRange(r *rand.Rand, size int) (lo, hi int) {
+	lo = r.IntN(size - 1)
+	return lo, lo + 1 + r.IntN(size-lo)
+}
+
 func check(t *testing.T, d *dirty, want []byte, set []bool, seed uint64, step int) {
 	t.Helper()
 	got := make([]byte, len(want))
@@ -78,15 +98,25 @@ func check(t *testing.T, d *dirty, want []byte, set []bool, seed uint64, step in
 			t.Fatalf("seed %d step %d: byte %d written: %v, want %v", seed, step, i, is, set[i])
 		}
 	}
-	if d.bytes() != n {
-		t.Fatalf("seed %d step %d: %d bytes are dirty, want %d", seed, step, d.bytes(), n)
+	touched := d.touched()
+	sum := 0
+	for _, s := range touched {
+		sum += s.hi - s.lo
 	}
-	for i := 1; i < len(d.spans); i++ {
-		if d.spans[i].lo <= d.spans[i-1].hi {
-			t.Fatalf("seed %d step %d: spans %v are not apart", seed, step, d.spans)
+	if sum != n {
+		t.Fatalf("seed %d step %d: %d bytes are dirty, want %d", seed, step, sum, n)
+	}
+	for _, list := range []spans{d.spans, d.zero, touched} {
+		for i := range list {
+			if list[i].lo >= list[i].hi || i > 0 && list[i].lo <= list[i-1].hi {
+				t.Fatalf("seed %d step %d: spans %v are not apart", seed, step, list)
+			}
 		}
 	}
-	for _, g := range d.gaps(len(want)) {
+	if both := d.spans.both(d.zero); len(both) > 0 {
+		t.Fatalf("seed %d step %d: %v is written and punched", seed, step, both)
+	}
+	for _, g := range touched.gaps(len(want)) {
 		if set[g.lo] || set[g.hi-1] || d.covers(g.lo, g.hi) {
 			t.Fatalf("seed %d step %d: %v is not a gap of %v", seed, step, g, d.spans)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -71,7 +72,7 @@ func (fs *FS) writeLocked(in *inode, off uint64, p []byte) int64 {
 		n := min(len(p), bs-lo)
 		d := in.content.dirtyBlock(idx)
 		took += d.write(lo, p[:n])
-		if d.covers(0, bs) && !in.content.run.on && in.content.up[idx] == nil {
+		if d.spans.covers(0, bs) && !in.content.run.on && in.content.up[idx] == nil {
 			fs.startUpload(in, idx)
 		}
 		off += uint64(n)
@@ -152,7 +153,7 @@ func (fs *FS) upload(ctx context.Context, in *inode, u *upload) {
 	switch {
 	case u.dropped:
 		fs.budget.release(u.d.free())
-		if err == nil {
+		if err == nil && !shares(&rec) {
 			fs.remove(in, &rec)
 		}
 	case err != nil:
@@ -181,20 +182,23 @@ func (fs *FS) redirty(ct *content, idx uint32, d *dirty) {
 // setPending replaces the pending version of a block. in.mu is held.
 func (fs *FS) setPending(in *inode, idx uint32, d *dirty, rec meta.Block) {
 	ct := &in.content
+	whole := d.covers(0, fs.blockSize())
 	if old := ct.pend[idx]; old != nil {
+		whole = whole || old.d == nil              // what is not in d is in the store only, and in rec
 		if old.rec.Gen == rec.Base && !rec.Whole { // made from one that is not committed
-			rec.Base, rec.BaseLen, rec.Whole = old.rec.Base, old.rec.BaseLen, old.rec.Whole
+			rec.Base, rec.BaseLen, rec.BaseHoles, rec.Whole = old.rec.Base, old.rec.BaseLen, old.rec.BaseHoles, old.rec.Whole
 		}
 		if old.d != nil {
 			fs.budget.force(d.under(old.d))
 		}
-		if old.uncommitted() {
+		if old.uncommitted() && old.rec.Gen != rec.Gen {
 			fs.remove(in, &old.rec)
 		}
+		d.top = max(d.top, old.reach)
 	}
-	p := &pending{rec: rec, d: d}
-	if d.covers(0, fs.blockSize()) && !ct.run.on { // all of it is ours: it will never be merged again
-		p.rec.Base, p.rec.BaseLen, p.rec.Whole = meta.Gen{}, 0, true
+	p := &pending{rec: rec, reach: d.top, d: d}
+	if whole && !ct.run.on { // all of it is ours: it will never be merged again
+		p.rec.Base, p.rec.BaseLen, p.rec.BaseHoles, p.rec.Whole = meta.Gen{}, 0, nil, true
 		fs.budget.release(d.free())
 		p.d = nil
 	}
@@ -245,19 +249,29 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 			return rec, err
 		}
 	}
-	rec.Base, rec.BaseLen = base.Gen, base.Len
+	rec.Base, rec.BaseLen, rec.BaseHoles = base.Gen, base.Len, base.Holes
 	if fs.overtaken(in, idx, &base) {
 		return rec, errOvertaken
 	}
+	was := dataOf(&base)
+	is := u.d.over(was)
+	if len(is) == 0 {
+		rec.Gen = meta.Gen{}
+		return rec, nil
+	}
+	rec.Len, rec.Holes = uint32(is.end()), holesIn(is)
+	if len(u.d.spans) == 0 && !base.Inline && shown(is.end(), rec.Holes, was, is) {
+		rec.Gen, rec.Origin = base.Gen, base.Origin // less is to be seen of the same object
+		return rec, nil
+	}
 	buf := fs.buffer()
 	defer fs.recycle(buf)
-	data := (*buf)[:max(int(base.Len), u.d.end())]
+	data := (*buf)[:is.end()]
 	if err := fs.merge(ctx, in, &base, u.d, data); err != nil {
 		return rec, fmt.Errorf("fuse: merge block %d of inode %d: %w", idx, in.ino, err)
 	}
-	rec.Len = uint32(len(data))
 	if u.inline {
-		rec.Inline, rec.Data = true, append([]byte(nil), data...)
+		rec.Inline, rec.Data, rec.Holes = true, append([]byte(nil), data...), nil
 		return rec, nil
 	}
 	if err := fs.blocks.Put(ctx, fs.key(in, &rec), data); err != nil {
@@ -270,17 +284,23 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 
 // merge fills data with the dirty bytes and, between them, those of base.
 func (fs *FS) merge(ctx context.Context, in *inode, base *meta.Block, d *dirty, data []byte) error {
-	gaps := d.gaps(len(data))
-	if len(gaps) > 4 { // one request for all
-		gaps = []span{{0, len(data)}}
-	}
+	gaps := d.touched().gaps(len(data))
 	for _, g := range gaps {
-		b, err := fs.load(ctx, in, base, g.lo, g.hi)
+		clear(data[g.lo:g.hi])
+	}
+	from := gaps.both(dataOf(base))
+	reads := from
+	if len(from) > 4 { // one request for all
+		reads = spans{{from[0].lo, from.end()}}
+	}
+	for _, r := range reads {
+		b, err := fs.load(ctx, in, base, r.lo, r.hi)
 		if err != nil {
 			return err
 		}
-		n := copy(data[g.lo:g.hi], b)
-		clear(data[g.lo+n : g.hi])
+		for _, s := range from.both(spans{r}) {
+			copy(data[s.lo:s.hi], b[min(s.lo-r.lo, len(b)):])
+		}
 	}
 	d.read(0, data)
 	return nil
@@ -489,7 +509,7 @@ func (fs *FS) resolve(ctx context.Context, in *inode) error {
 // foreign reports whether a pending block was written under a session that is
 // not ours any more.
 func (fs *FS) foreign(p *pending) bool {
-	return !p.rec.Inline && p.rec.Gen.Session != fs.meta.Session()
+	return !p.rec.Inline && p.rec.Len > 0 && !shares(&p.rec) && p.rec.Gen.Session != fs.meta.Session()
 }
 
 // errLost is told to the next close or fsync of a file.
@@ -502,8 +522,8 @@ func (fs *FS) renew(ctx context.Context, in *inode, p *pending) error {
 	rec := p.rec
 	data, err := fs.load(ctx, in, &rec, 0, int(rec.Len))
 	gone := errors.Is(err, store.ErrNotExist)
-	if err == nil {
-		rec.Gen = meta.Gen{Session: fs.meta.Session(), Seq: fs.seq.Add(1)}
+	if err == nil && rec.Len > 0 {
+		rec.Gen, rec.Origin = meta.Gen{Session: fs.meta.Session(), Seq: fs.seq.Add(1)}, meta.Origin{}
 		err = fs.blocks.Put(ctx, fs.key(in, &rec), data)
 	}
 	if err != nil && !gone {
@@ -635,7 +655,7 @@ func (in *inode) commitRequest(bs int) (*meta.Request, []*pending, uint64) {
 		p.committing = true
 		list = append(list, p)
 		req.Blocks = append(req.Blocks, p.rec)
-		req.Size = uint64(idx)*uint64(bs) + uint64(p.rec.Len)
+		req.Size = max(req.Size, uint64(idx)*uint64(bs)+uint64(p.reach))
 	}
 	return req, list, ct.writes
 }
@@ -654,12 +674,13 @@ func (fs *FS) committed(in *inode, rep *meta.Reply, list []*pending, writes uint
 	}
 	for _, p := range list {
 		rec := p.rec
-		rec.Base, rec.BaseLen, rec.Whole = meta.Gen{}, 0, false
+		rec.Base, rec.BaseLen, rec.BaseHoles, rec.Whole = meta.Gen{}, 0, nil, false
 		if mine {
 			ct.record(rec)
 		}
 		if now := ct.pend[rec.Index]; now != p && now != nil {
-			now.rec.Base, now.rec.BaseLen, now.rec.Whole = rec.Gen, 0, now.d == nil // it was made from this one
+			now.rec.Base, now.rec.BaseLen, now.rec.BaseHoles = rec.Gen, rec.Len, rec.Holes // it was made from this one
+			now.rec.Whole = now.d == nil
 			continue
 		}
 		delete(ct.pend, rec.Index)
@@ -710,7 +731,8 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 	}
 	for idx, b := range current {
 		p := ct.pend[idx]
-		if p == nil || p.rec.Whole || p.rec.Base == b.Gen && p.rec.BaseLen == b.Len || p.d == nil {
+		if p == nil || p.rec.Whole || p.d == nil ||
+			p.rec.Base == b.Gen && p.rec.BaseLen == b.Len && slices.Equal(p.rec.BaseHoles, b.Holes) {
 			continue
 		}
 		delete(ct.pend, idx)
