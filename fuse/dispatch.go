@@ -108,6 +108,8 @@ func (c *call) dispatchFile(op any) error {
 		return c.getLock(op)
 	case *fuseops.SetLkOp:
 		return c.setLock(op)
+	case *fuseops.UnknownOp:
+		return c.unknown(op)
 	}
 	return syscall.ENOSYS
 }

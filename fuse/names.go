@@ -316,6 +316,7 @@ func (fs *FS) unlinked(attr *meta.Attr, cache bool, seq uint64) {
 const (
 	renameNoreplace = 1 << 0
 	renameExchange  = 1 << 1
+	renameWhiteout  = 1 << 2
 )
 
 func (c *call) rename(op *fuseops.RenameOp) error {
@@ -323,14 +324,14 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 	if fs.readOnly() {
 		return syscall.EROFS
 	}
-	if op.Flags&^(renameNoreplace|renameExchange) != 0 {
+	if op.Flags&^(renameNoreplace|renameExchange|renameWhiteout) != 0 {
 		return syscall.EINVAL
 	}
 	from, to := fs.node(op.OldParent), fs.node(op.NewParent)
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{
 		Op: meta.OpRename, Ino: from.ino, Name: op.OldName, Ino2: to.ino, Name2: op.NewName,
-		Flags: op.Flags, Time: now(),
+		Flags: op.Flags, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Time: now(),
 	})
 	if err != nil {
 		if !answered(err) {
@@ -359,7 +360,8 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 	if to != from {
 		toSeq = fs.invals.own(seq, to.ino)
 	}
-	fs.remember(from, op.OldName, other, rep.Cache, fromSeq)
+	whiteout := op.Flags&renameWhiteout != 0 // of which nothing is known yet
+	fs.remember(from, op.OldName, other, rep.Cache && !whiteout, fromSeq)
 	fs.remember(to, op.NewName, moved, rep.Cache, toSeq)
 	return nil
 }

@@ -224,8 +224,9 @@ const (
 	OpRmdir
 
 	// OpRename*: Ino (from directory), Name, Ino2 (to directory), Name2, Flags
-	// (RENAME_NOREPLACE 1, RENAME_EXCHANGE 2), Time -> Attr (moved), Parent,
-	// Parent2, Replaced (what was there, Nlink 0 if gone).
+	// (RENAME_NOREPLACE 1, RENAME_EXCHANGE 2, RENAME_WHITEOUT 4; Uid and Gid of
+	// the whiteout), Time -> Attr (moved), Parent, Parent2, Replaced (what was
+	// there, Nlink 0 if gone).
 	OpRename
 
 	// OpSetattr*: Ino, Set (which), Attr (values), Time -> Attr. Size cuts or

@@ -24,7 +24,7 @@ type check struct {
 // Run runs all checks below dir, which it leaves as it was. Other users must be
 // able to get there.
 func Run(t *testing.T, dir string) {
-	for _, list := range [][]check{names, nameless, contents, attributes, access, acls, locks} {
+	for _, list := range [][]check{names, nameless, contents, attributes, access, acls, births, locks} {
 		for _, c := range list {
 			t.Run(c.name, func(t *testing.T) {
 				if c.root && os.Getuid() != 0 {

@@ -81,7 +81,7 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 		if d != nil {
 			return c.existing(dir, d)
 		}
-		in, err := c.newInode(ino, dir)
+		in, err := c.newInode(ino, dir, c.req.Mode)
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +96,7 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 // makeNameless makes a file as O_TMPFILE does. It is for the session alone, which
 // has it in use, until it gets a name.
 func (c *change) makeNameless(ino meta.Ino, dir *loaded) (*meta.Reply, error) {
-	in, err := c.newInode(ino, dir)
+	in, err := c.newInode(ino, dir, c.req.Mode)
 	if err != nil {
 		return nil, err
 	}
@@ -133,12 +133,12 @@ func (c *change) existing(dir *loaded, d *dentry) (*meta.Reply, error) {
 	return reply, nil
 }
 
-// newInode returns an inode as the request describes it.
-func (c *change) newInode(ino meta.Ino, dir *loaded) (*loaded, error) {
+// newInode returns an inode as the request describes it, but for its mode.
+func (c *change) newInode(ino meta.Ino, dir *loaded, mode uint32) (*loaded, error) {
 	req := c.req
 	in := &loaded{dirty: true}
 	in.Attr = meta.Attr{
-		Ino: ino, Mode: req.Mode & (typeMask | permMask), Uid: req.Uid, Gid: req.Gid, Nlink: 1,
+		Ino: ino, Mode: mode & (typeMask | permMask), Uid: req.Uid, Gid: req.Gid, Nlink: 1,
 		Atime: c.time, Mtime: c.time, Ctime: c.time, Btime: c.time, Change: 1, Parent: dir.Ino,
 	}
 	if dir.Mode&syscall.S_ISGID != 0 {
@@ -147,7 +147,7 @@ func (c *change) newInode(ino meta.Ino, dir *loaded) (*loaded, error) {
 			in.Mode |= syscall.S_ISGID
 		}
 	}
-	switch req.Mode & typeMask {
+	switch mode & typeMask {
 	case syscall.S_IFDIR:
 		in.Nlink = 2
 	case syscall.S_IFLNK:

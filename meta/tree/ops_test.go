@@ -111,7 +111,7 @@ var refusals = []refusalCase{
 	{"rename of nothing", syscall.ENOENT, func(r refusalTree) *meta.Request { return renaming(r.d, "no", r.d, "n", 0) }},
 	{"rename of .", syscall.EBUSY, func(r refusalTree) *meta.Request { return renaming(r.d, ".", r.d, "n", 0) }},
 	{"rename to a long name", syscall.ENAMETOOLONG, func(r refusalTree) *meta.Request { return renaming(r.d, "x", r.d, long, 0) }},
-	{"rename with unknown flags", syscall.EINVAL, func(r refusalTree) *meta.Request { return renaming(r.d, "x", r.d, "n", 4) }},
+	{"rename with unknown flags", syscall.EINVAL, func(r refusalTree) *meta.Request { return renaming(r.d, "x", r.d, "n", 8) }},
 	{"rename with both flags", syscall.EINVAL, func(r refusalTree) *meta.Request { return renaming(r.d, "x", r.d, "n", 3) }},
 	{"rename over what is there", syscall.EEXIST, func(r refusalTree) *meta.Request { return renaming(r.d, "x", meta.Root, "f", 1) }},
 	{"exchange with nothing", syscall.ENOENT, func(r refusalTree) *meta.Request { return renaming(r.d, "x", r.d, "n", 2) }},
@@ -550,5 +550,28 @@ func TestAHelloThatMayNotBeIsRefused(t *testing.T) {
 	conn := &fakeConn{}
 	if got := w.srv.ServeMeta(t.Context(), conn, on(meta.OpGetattr, meta.Root, "")).Errno; got != syscall.ENOTCONN || !conn.closed {
 		t.Errorf("a request before the hello: %v, closed %v", got, conn.closed)
+	}
+}
+
+func TestARenameCanLeaveAWhiteout(t *testing.T) {
+	w := newWorld(t)
+	c := w.hello("rw:")
+	d, e := c.dir(meta.Root, "d"), c.dir(meta.Root, "e")
+	s := c.dir(d, "s")
+	was := c.ok(&meta.Request{Op: meta.OpStatfs}).Statfs.Inodes
+	req := renaming(d, "s", e, "t", renameWhiteout)
+	req.Uid, req.Gid = 7, 8
+	if got := c.ok(req).Attr.Ino; got != s {
+		t.Errorf("it moved inode %d, want %d", got, s)
+	}
+	got := c.ok(on(meta.OpLookup, d, "s")).Attr
+	if got.Mode != syscall.S_IFCHR || got.Rdev != 0 || got.Uid != 7 || got.Gid != 8 || got.Nlink != 1 {
+		t.Errorf("it left %+v", got)
+	}
+	if got := c.attr(d); got.Nlink != 2 || got.Size != 1 {
+		t.Errorf("the directory has %d links and %d entries, want 2 and 1", got.Nlink, got.Size)
+	}
+	if got := c.ok(&meta.Request{Op: meta.OpStatfs}).Statfs.Inodes; got != was+1 {
+		t.Errorf("%d inodes, want %d", got, was+1)
 	}
 }

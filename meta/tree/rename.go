@@ -11,6 +11,7 @@ import (
 const (
 	renameNoReplace = 1
 	renameExchange  = 2
+	renameWhiteout  = 4
 )
 
 // A move is a rename while it is done.
@@ -18,7 +19,8 @@ type move struct {
 	from, to         *loaded // directories, maybe the same
 	fromName, toName string
 	what             *loaded
-	there            *loaded // what has the new name; nil: nothing
+	there            *loaded  // what has the new name; nil: nothing
+	whiteout         meta.Ino // for what gets the old name; 0: nothing does
 }
 
 func checkRename(req *meta.Request) error {
@@ -31,7 +33,7 @@ func checkRename(req *meta.Request) error {
 		}
 	}
 	switch req.Flags {
-	case 0, renameNoReplace, renameExchange:
+	case 0, renameNoReplace, renameExchange, renameWhiteout, renameWhiteout | renameNoReplace:
 		return nil
 	}
 	return refuse(syscall.EINVAL, "rename flags %#x", req.Flags)
@@ -41,11 +43,19 @@ func (s *session) rename(ctx context.Context, req *meta.Request) (*meta.Reply, e
 	if err := checkRename(req); err != nil {
 		return nil, err
 	}
+	var whiteout meta.Ino
+	if req.Flags&renameWhiteout != 0 {
+		var err error
+		if whiteout, err = s.v.newIno(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return s.change(ctx, req, []meta.Ino{s.in(req.Ino), s.in(req.Ino2)}, func(c *change) (*meta.Reply, error) {
 		m, err := c.move()
 		if err != nil {
 			return nil, err
 		}
+		m.whiteout = whiteout
 		switch {
 		case m.there != nil && m.there.Ino == m.what.Ino:
 			// Two names of one file, or the same name: nothing is to be done.
@@ -96,7 +106,7 @@ func (c *change) move() (*move, error) {
 // checkTaken refuses a new name because something is there, or nothing.
 func (c *change) checkTaken(b *dentry) error {
 	switch {
-	case b != nil && c.req.Flags == renameNoReplace:
+	case b != nil && c.req.Flags&renameNoReplace != 0:
 		return refuse(syscall.EEXIST, "%q is there", c.req.Name2)
 	case b == nil && c.req.Flags == renameExchange:
 		return refuse(syscall.ENOENT, "%q is not there", c.req.Name2)
@@ -155,7 +165,23 @@ func (c *change) moveTo(m *move) error {
 	if err := c.enter(m.to, m.toName, m.what); err != nil {
 		return err
 	}
+	if m.whiteout != 0 {
+		if err := c.whiteOut(m); err != nil {
+			return err
+		}
+	}
 	return c.reparent(m.what, m.from, m.to)
+}
+
+// whiteOut gives the old name to a whiteout, a character device without a
+// number, by which an overlay file system knows that the name is gone.
+func (c *change) whiteOut(m *move) error {
+	in, err := c.newInode(m.whiteout, m.from, syscall.S_IFCHR)
+	if err != nil {
+		return err
+	}
+	c.count(0, 1)
+	return c.enter(m.from, m.fromName, in)
 }
 
 // displace removes what has the new name.
