@@ -274,7 +274,7 @@ func (c *call) attrOf(in *inode) error {
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: meta.OpGetattr, Ino: in.ino})
 	if err != nil {
-		if e := refusal(err); e == syscall.ENOENT || e == syscall.ESTALE {
+		if e := refusal(err); e == syscall.ENOENT || e == syscall.ESTALE && fs.vol().At == 0 {
 			return in.vanished()
 		}
 		return err

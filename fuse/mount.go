@@ -111,6 +111,11 @@ func (fs *FS) mountConfig() *fuse.MountConfig {
 			}
 		}
 	}
+	flags := uint64(fuse.InitAutoInvalData | fuse.InitHandleKillprivV2 | fuse.InitDirectIOAllowMmap |
+		fuse.InitPosixACL | fuse.InitDontMask | fuse.InitSetxattrExt)
+	if fs.vol().At == 0 { // in the past nobody is there to lock it against: locks are the kernel's
+		flags |= fuse.InitPosixLocks | fuse.InitFlockLocks
+	}
 	return &fuse.MountConfig{
 		FSName:                  name,
 		Subtype:                 "flexfs",
@@ -126,9 +131,7 @@ func (fs *FS) mountConfig() *fuse.MountConfig {
 		EnableAutoReaddirplus:   true,
 		MaxBackground:           maxBackground,
 		MaxReadahead:            readAheadKiB << 10,
-		ExtraInitFlags: fuse.InitPosixLocks | fuse.InitFlockLocks | fuse.InitAutoInvalData |
-			fuse.InitHandleKillprivV2 | fuse.InitDirectIOAllowMmap |
-			fuse.InitPosixACL | fuse.InitDontMask | fuse.InitSetxattrExt,
+		ExtraInitFlags:          flags,
 	}
 }
 

@@ -42,6 +42,7 @@ type ClientConfig struct {
 	Token  func() string // admin's ticket, asked for at each connection
 	Volume string        // its UUID
 	Name   string        // of this client, for people
+	At     int64         // what is to be seen, see OpHello; 0: what is now
 	Log    *slog.Logger  // nil: nothing is logged
 
 	// Stale is told first, and at once, what the service says has changed. It
@@ -94,6 +95,7 @@ type Client struct {
 	last    uint64        // the number of the newest
 	volume  Volume
 	closed  bool
+	ended   *Error // there will be no session again
 }
 
 // NewClient returns a Client that is not connected yet.
@@ -351,11 +353,13 @@ func (c *Client) wait(ctx context.Context, req *Request) (*Reply, error) {
 func (c *Client) connected(ctx context.Context) (*link, error) {
 	for {
 		c.mu.Lock()
-		l, changed, closed := c.link, c.changed, c.closed
+		l, changed, closed, ended := c.link, c.changed, c.closed, c.ended
 		c.mu.Unlock()
 		switch {
 		case closed:
 			return nil, errClosed
+		case ended != nil:
+			return nil, ended
 		case l != nil && l.alive():
 			return l, nil
 		}
@@ -403,7 +407,22 @@ func (c *Client) keep() {
 	}
 }
 
-// reopen tries to connect until it succeeds or the Client is closed.
+// outlived takes note that what a session of the past saw is not kept any more:
+// from now on that is the answer to everything.
+func (c *Client) outlived(e *Error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended != nil {
+		return
+	}
+	c.ended = e
+	close(c.changed)
+	c.changed = make(chan struct{})
+	c.cfg.Log.Error("the past that is mounted is not kept any more: all that is asked of it is refused", "reason", e.Msg)
+}
+
+// reopen tries to connect until it succeeds, the Client is closed, or what it
+// wants to see is gone.
 func (c *Client) reopen() *link {
 	said := ""
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
@@ -413,6 +432,11 @@ func (c *Client) reopen() *link {
 		l, err := c.open(c.ctx)
 		if err == nil {
 			return l
+		}
+		var refused *Error
+		if c.cfg.At != 0 && errors.As(err, &refused) && refused.Errno == syscall.ESTALE {
+			c.outlived(refused)
+			return nil
 		}
 		if now := err.Error(); now != said && c.ctx.Err() == nil {
 			said = now
@@ -457,7 +481,7 @@ func (c *Client) greet(ctx context.Context, l *link) error {
 
 // hello sends an OpHello for s, or for a new session.
 func (c *Client) hello(ctx context.Context, l *link, s *session) error {
-	req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version}
+	req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version, At: c.at()}
 	if s != nil {
 		req.Session, req.Secret = s.id, s.secret
 	}
@@ -488,6 +512,17 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 	c.mu.Unlock()
 	c.extend(sent, reply.Lease)
 	return nil
+}
+
+// at returns what to ask for: the second that the service chose at first, as time
+// has passed since.
+func (c *Client) at() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.volume.At != 0 {
+		return c.volume.At
+	}
+	return c.cfg.At
 }
 
 // lose forgets a session that the service does not know any more.

@@ -83,6 +83,8 @@ func (l *link) replied(h header, body []byte) error {
 		l.close(err) // first: who waits will look for another link
 		k.finish(answer{err: fmt.Errorf("%w: %w: %w", errNotDone, errBroken, err)})
 		return err
+	case l.client.cfg.At != 0 && a.reply.Errno == syscall.ESTALE:
+		l.client.outlived(&Error{Op: k.op, Errno: a.reply.Errno, Msg: a.reply.Msg})
 	default:
 		l.client.extend(k.sent, l.lease)
 	}

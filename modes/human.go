@@ -160,6 +160,31 @@ func formatDuration(d time.Duration) string {
 	return s
 }
 
+// parseAtTime parses a moment of the past: a second since 1970, or if negative how
+// many seconds ago it was. The clock of this machine is not asked.
+func parseAtTime(s string) (int64, error) {
+	t, err := time.Parse(time.RFC3339, strings.TrimSpace(s))
+	if err == nil && t.Unix() > 0 {
+		return t.Unix(), nil
+	}
+	d, err := parseDuration(s)
+	if _, plain := strconv.Atoi(s); err != nil || d < time.Second || plain == nil {
+		return 0, fmt.Errorf("%q is no time of the past: give one like 2026-11-01T12:00:00Z, or how long ago it was, like 2h or 7d", s)
+	}
+	return -int64(d / time.Second), nil
+}
+
+// formatAtTime prints at so that parseAtTime returns it again.
+func formatAtTime(at int64) string {
+	switch {
+	case at > 0:
+		return time.Unix(at, 0).UTC().Format(time.RFC3339)
+	case at < 0:
+		return formatDuration(time.Duration(-at) * time.Second)
+	}
+	return ""
+}
+
 // parseRetention parses a volume's retention and returns its seconds: a
 // duration, 0 for none, -1 or forever for no end.
 func parseRetention(s string) (int64, error) {

@@ -71,6 +71,26 @@ func TestDurations(t *testing.T) {
 	}
 }
 
+func TestTimesOfThePast(t *testing.T) {
+	for text, want := range map[string]int64{
+		"2026-11-01T12:00:00Z": 1793534400, "2026-11-01T13:00:00+01:00": 1793534400, "2026-11-01T12:00:00.9Z": 1793534400,
+		"2h": -7200, "7d": -604800, "1.5s": -1,
+	} {
+		at, err := parseAtTime(text)
+		if err != nil || at != want {
+			t.Errorf("parseAtTime(%q) = %d, %v; want %d", text, at, err, want)
+		}
+		if back, err := parseAtTime(formatAtTime(at)); err != nil || back != at {
+			t.Errorf("parseAtTime(%q) = %d, %v; want %d", formatAtTime(at), back, err, at)
+		}
+	}
+	for _, text := range []string{"", "now", "0s", "10ms", "-2h", "2026-11-01", "2026-11-01 12:00:00", "1793534400", "1960-01-01T00:00:00Z"} {
+		if at, err := parseAtTime(text); err == nil {
+			t.Errorf("parseAtTime(%q) = %d; want an error", text, at)
+		}
+	}
+}
+
 func TestRetention(t *testing.T) {
 	for text, want := range map[string]int64{"7d": 604800, "604800": 604800, "-1": -1, "forever": -1, "0": 0, "1h": 3600} {
 		n, err := parseRetention(text)

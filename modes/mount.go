@@ -43,7 +43,8 @@ type Mount struct {
 
 	ReadOnly, AllowOther           bool
 	NoATime, NoDev, NoExec, NoSUID bool
-	NonEmpty                       bool // a mount point with files in it, which the mount hides, is all right
+	At                             int64 // the second since 1970 whose end is shown, or if negative how many seconds ago that was; 0: what is now is shown
+	NonEmpty                       bool  // a mount point with files in it, which the mount hides, is all right
 
 	DebugAddr string // for metrics and profiles; "": none
 
@@ -191,7 +192,7 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		return err
 	}
 	m.client = meta.NewClient(meta.ClientConfig{
-		Dial: m.dialMeta, Token: m.ticket, Volume: s.Volume.ID, Name: m.name(), Log: m.Log,
+		Dial: m.dialMeta, Token: m.ticket, Volume: s.Volume.ID, Name: m.name(), At: m.At, Log: m.Log,
 		Stale:  func(list []meta.Inval) { m.fs.Stale(list) },
 		Inval:  func(list []meta.Inval) []meta.Ino { return m.fs.Inval(list) },
 		Resume: func() ([]meta.Ino, []meta.InoLock) { return m.fs.Resume() },
@@ -308,6 +309,9 @@ func (m *Mount) Chosen() string {
 	how := ""
 	if m.ReadOnly {
 		how = ", read-only"
+	}
+	if at := m.client.Volume().At; at != 0 {
+		how += ", as it was at the end of " + time.Unix(at, 0).UTC().Format(time.RFC3339)
 	}
 	return fmt.Sprintf("Volume %s (%s) is mounted at %s%s.\n%s", s.Volume.Name, s.Volume.ID, m.Dir, how,
 		strings.TrimSpace("Blocks go "+m.group.Status().String()))

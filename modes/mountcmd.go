@@ -38,6 +38,7 @@ func mountCommand() *cli.Command {
 		quotaFlag(&m.DiskQuota, "diskQuota", "`SIZE` that the cache may take, or the share of the disk: 100GiB, 80%"),
 		textFlag(&m.secretFile, "secretFile", "`FILE` with the secret of an encrypted volume, a line of at least 8 characters that only its owner can read"),
 		boolFlag(&m.ReadOnly, "ro", "mount read-only"),
+		flagOf(&m.At, "atTime", "`TIME` whose state is shown, read-only: 2026-11-01T12:00:00Z, or how long ago that was: 2h, 7d", parseAtTime, formatAtTime),
 		boolFlag(&m.AllowOther, "allowOther", "let all users in, not only the one who mounts; root's mounts do unless --allowOther=false"),
 		boolFlag(&m.NoATime, "noATime", "do not record when files were read"),
 		boolFlag(&m.NoDev, "noDev", "device files do not open devices"),
@@ -84,6 +85,7 @@ func (m *mounting) run(c *cli.Context) error {
 	if m.MemCapacity, err = m.memory.memory(); err != nil {
 		return err
 	}
+	m.ReadOnly = m.ReadOnly || m.At != 0
 	r := newReporter(c.App.ErrWriter)
 	if !m.foreground && r.background == nil && os.Getenv("NOTIFY_SOCKET") == "" {
 		return m.startBackground(c)
