@@ -53,12 +53,14 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 	}
 	in := fs.node(op.Inode)
 	for !in.tryOpen(fs) {
+		seq := fs.invals.now()
 		if err := c.attrOf(in); err != nil {
 			return err
 		}
 		in.mu.Lock()
-		// What was told may not be kept; then it was true a moment ago.
-		if !in.valid && in.attr.Ino != 0 {
+		// What was told may not be kept; then it was true a moment ago. If an
+		// inval came meanwhile, its answer was that the file is not open here.
+		if !in.valid && in.attr.Ino != 0 && !fs.invals.since(seq, in.ino) {
 			in.opens++
 			in.told = true
 			in.mu.Unlock()

@@ -55,38 +55,63 @@ type relock struct{ inos []meta.Ino }
 func (r *relock) Error() string { return "tree: inodes are not locked" }
 
 // change runs fn in a transaction that has inos locked, and again with more as
-// needed. When it returns the change is durable, and every other session that
-// might have cached something that is no longer true has been told.
+// needed. Before it is made every other session that might have cached something
+// that will no longer be true has been told, and when change returns it is
+// durable.
 func (s *session) change(ctx context.Context, req *meta.Request, inos []meta.Ino, fn func(*change) (*meta.Reply, error)) (*meta.Reply, error) {
+	var reply *meta.Reply
+	err := s.transact(ctx, req, inos, func(c *change, n *notice) (err error) {
+		if reply, err = fn(c); err != nil {
+			return err
+		}
+		if err := n.need(c.invals); err != nil {
+			return err
+		}
+		return c.answered(reply)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
+}
+
+// transact runs fn until all that it needs is locked and all whom it concerns
+// have been told, and makes the change durable.
+func (s *session) transact(ctx context.Context, req *meta.Request, inos []meta.Ino, fn func(*change, *notice) error) error {
+	n := &notice{v: s.v, s: s}
+	defer n.done()
 	for {
-		reply, c, commit, err := s.attempt(ctx, req, inos, fn)
+		c, commit, err := s.attempt(ctx, req, inos, n, fn)
 		var more *relock
 		if errors.As(err, &more) && len(inos)+len(more.inos) <= maxLocks {
 			inos = append(slices.Clone(inos), more.inos...)
 			continue
 		}
-		if err != nil {
-			return reply, err
+		var others *untold
+		if errors.As(err, &others) {
+			n.tell(others)
+			continue
 		}
-		return reply, s.settle(c, commit)
+		if err != nil || c == nil {
+			return err
+		}
+		n.done()
+		if err := s.v.srv.durable(commit); err != nil {
+			return err
+		}
+		return n.keepOrphans(c.orphans)
 	}
 }
 
 // attempt runs one transaction.
-func (s *session) attempt(ctx context.Context, req *meta.Request, inos []meta.Ino, fn func(*change) (*meta.Reply, error)) (reply *meta.Reply, c *change, commit engine.Commit, err error) {
+func (s *session) attempt(ctx context.Context, req *meta.Request, inos []meta.Ino, n *notice, fn func(*change, *notice) error) (c *change, commit engine.Commit, err error) {
 	s.run.RLock()
 	defer s.run.RUnlock()
 	if s.ended {
-		return nil, nil, nil, errNoSession
+		return nil, nil, errNoSession
 	}
-	commit, err = s.v.update(ctx, s, req, inos, &c, func(c *change) error {
-		var err error
-		if reply, err = fn(c); err != nil {
-			return err
-		}
-		return c.answered(reply)
-	})
-	return reply, c, commit, err
+	commit, err = s.v.update(ctx, s, req, inos, &c, func(c *change) error { return fn(c, n) })
+	return c, commit, err
 }
 
 // update runs fn in a transaction. out is set to the change as the last run of
@@ -142,14 +167,6 @@ func (v *volume) transact(ctx context.Context, s *session, req *meta.Request, in
 	v.changes.Add(1)
 	*out = c
 	return commit, nil
-}
-
-// settle makes a visible change durable and tells the other sessions.
-func (s *session) settle(c *change, commit engine.Commit) error {
-	if err := s.v.srv.durable(commit); err != nil {
-		return err
-	}
-	return s.v.tell(s, c.invals, c.orphans)
 }
 
 // lock asks for locks on inodes that are not locked yet.
@@ -217,9 +234,12 @@ func (c *change) dir(ino meta.Ino) (*loaded, error) {
 	return in, nil
 }
 
-// touch marks an inode as changed.
+// touch marks an inode as changed. Its ctime does not go back, though clients'
+// clocks differ and the time of a commit is that of a write before it.
 func (c *change) touch(in *loaded) {
-	in.Ctime = c.time
+	if c.time.Compare(in.Ctime) > 0 {
+		in.Ctime = c.time
+	}
 	if !in.dirty {
 		in.dirty = true
 		in.Change++
@@ -401,7 +421,7 @@ func (c *change) unreserve() {
 // the reply: the change and its answer are one transaction.
 func (c *change) answered(reply *meta.Reply) error {
 	inos := []meta.Ino{reply.Attr.Ino, reply.Parent.Ino, reply.Parent2.Ino, reply.Replaced.Ino}
-	reply.Cache = c.v.holdAll(c.s, inos)
+	reply.Cache, _ = c.v.hold(c.s, inos)
 	c.s.out(reply)
 	return c.Put(c.v.slotKey(c.s.id, c.req.Slot), encodeSlot(c.req.Seq, reply))
 }

@@ -2,9 +2,7 @@ package tree
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -12,14 +10,9 @@ import (
 	"flexfs/meta/engine"
 )
 
-// holdAll makes a session a holder of inodes. It returns false if the session
-// holds too many: it must not cache them then.
-func (v *volume) holdAll(s *session, inos []meta.Ino) bool {
-	ok, _ := v.hold(s, inos)
-	return ok
-}
-
-// hold is holdAll; fresh tells that some were not held before.
+// hold makes a session a holder of inodes. It returns false if it must not cache
+// them: it holds too many, or they are being changed. fresh tells that some were
+// not held before.
 func (v *volume) hold(s *session, inos []meta.Ino) (ok, fresh bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -27,6 +20,7 @@ func (v *volume) hold(s *session, inos []meta.Ino) (ok, fresh bool) {
 		return false, false
 	}
 	ok = len(s.holds)+len(inos) <= v.srv.cfg.MaxHeld
+	still := v.unchanging(s, inos)
 	for _, ino := range inos {
 		if _, held := s.holds[ino]; ino == 0 || held {
 			continue
@@ -37,61 +31,19 @@ func (v *volume) hold(s *session, inos []meta.Ino) (ok, fresh bool) {
 			add(v.holders, ino, s)
 		}
 	}
-	return ok || !fresh, fresh
+	return still && (ok || !fresh), fresh
 }
 
-// release makes a session no holder of an inode any more.
+// release makes a session no holder of an inode any more, unless it has just
+// asked for it.
 func (v *volume) release(s *session, ino meta.Ino) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.askedMeanwhile(s, ino) {
+		return
+	}
 	delete(s.holds, ino)
 	remove(v.holders, ino, s)
-}
-
-// tell calls back every session but s that may have cached what invals say, and
-// returns when they have answered or their leases have ended. Inodes that lost
-// their last name are kept for the sessions that have them in use.
-func (v *volume) tell(s *session, invals []meta.Inval, orphans []meta.Ino) error {
-	tasks := v.concerned(s, invals)
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var failed error
-	for other, list := range tasks {
-		wg.Go(func() {
-			inUse := v.callBack(context.Background(), other, list)
-			inUse = slices.DeleteFunc(inUse, func(ino meta.Ino) bool { return !slices.Contains(orphans, ino) })
-			if err := v.keepOpen(context.Background(), other, inUse); err != nil {
-				mu.Lock()
-				failed = errors.Join(failed, err)
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	return failed
-}
-
-// concerned returns which sessions hold what, of invals. A session that was
-// alive before this server started and has not returned may have cached
-// anything.
-func (v *volume) concerned(s *session, invals []meta.Inval) map[*session][]meta.Inval {
-	if len(invals) == 0 {
-		return nil
-	}
-	tasks := make(map[*session][]meta.Inval)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, inval := range invals {
-		for other := range v.holders[inval.Ino] {
-			if other != s {
-				tasks[other] = append(tasks[other], inval)
-			}
-		}
-	}
-	for other := range v.absent {
-		tasks[other] = slices.Clone(invals)
-	}
-	return tasks
 }
 
 // callBack tells one session what it must no longer believe, over whatever

@@ -37,7 +37,7 @@ func TestHoldersAreToldBeforeAChangeIsAcknowledged(t *testing.T) {
 		}, func(f, d meta.Ino) []meta.Inval { return []meta.Inval{{Ino: d, Attr: true, Names: []string{"n"}}} }},
 		{"unlink", func(f, d meta.Ino) *meta.Request { return on(meta.OpUnlink, d, "f") },
 			func(f, d meta.Ino) []meta.Inval {
-				return []meta.Inval{{Ino: d, Attr: true, Names: []string{"f"}}, {Ino: f, Attr: true}}
+				return []meta.Inval{{Ino: d, Attr: true, Names: []string{"f"}}, {Ino: f, Attr: true, Data: true}}
 			}},
 		{"chmod", func(f, d meta.Ino) *meta.Request {
 			return &meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode}
@@ -203,21 +203,64 @@ func TestAfterARestartChangesWaitForThoseWhoMayHaveCached(t *testing.T) {
 	})
 }
 
-func TestReadsAreNotDelayedByACallBack(t *testing.T) {
+// While others are called back nobody waits: what is asked for is answered as it
+// was before the change, and must be asked for again. Were it answered as it is
+// going to be, another could be asked afterwards who has not been told yet.
+func TestNobodySeesAChangeThatOthersMayStillDisbelieve(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		a, b := w.hello("rw:"), w.hello("rw:")
+		a, b, c := w.hello("rw:"), w.hello("rw:"), w.hello("rw:")
 		f := a.file(meta.Root, "f")
 		b.attr(f)
-		asked := make(chan meta.Attr, 1)
+		mode := func(c *client) (uint32, bool) {
+			r := c.ok(on(meta.OpGetattr, f, ""))
+			return r.Attr.Mode & permMask, r.Cache
+		}
 		b.conn.push = func(context.Context, *meta.Request) (*meta.Reply, error) {
-			asked <- b.attr(f)
+			b.conn.push = nil
+			for _, other := range []*client{b, c, w.hello("rw:")} {
+				if got, cache := mode(other); got != 0o644 || cache {
+					t.Errorf("mode %o during the call-back, to be cached: %v", got, cache)
+				}
+			}
+			if r := c.do(&meta.Request{Op: meta.OpSetxattr, Ino: f, Name: "user.a"}); r.Errno != 0 || r.Cache {
+				t.Errorf("another change during the call-back: %+v", r)
+			}
 			return &meta.Reply{}, nil
 		}
 		a.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode, Attr: meta.Attr{Mode: 0o600}})
-		if got := <-asked; got.Mode&permMask != 0o600 {
-			t.Errorf("mode %o", got.Mode)
+		for range 2 {
+			if got, cache := mode(c); got != 0o600 || !cache {
+				t.Errorf("mode %o after the change, to be cached: %v", got, cache)
+			}
 		}
+		if n := len(w.srv.volumes[testVolume].changing); n != 0 {
+			t.Errorf("%d inodes are still being changed", n)
+		}
+	})
+}
+
+// Who answers that a file is not open there, and then opens it before its last
+// name is gone, has it open.
+func TestAFileOpenedWhileItsLastNameGoesIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(t)
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		b.attr(f)
+		b.conn.push = func(context.Context, *meta.Request) (*meta.Reply, error) {
+			b.conn.push = nil
+			b.attr(f)
+			b.conn.inuse[f] = true
+			return &meta.Reply{}, nil
+		}
+		a.ok(on(meta.OpUnlink, meta.Root, "f"))
+		a.ok(&meta.Request{Op: meta.OpClose, Inos: []meta.Ino{f}})
+		defer a.pinging(t)()
+		defer b.pinging(t)()
+		time.Sleep(time.Hour)
+		b.attr(f)
 	})
 }
 

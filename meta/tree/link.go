@@ -83,8 +83,8 @@ func (c *change) addName(in, dir *loaded) error {
 // dropName counts one name less of in, in dir.
 func (c *change) dropName(in, dir *loaded) error {
 	c.touch(in)
-	c.inval(in, false)
 	in.Nlink--
+	c.inval(in, in.Nlink == 0) // who does not use it then holds it no more
 	switch in.Nlink {
 	case 0:
 		return c.orphan(in)

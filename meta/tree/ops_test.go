@@ -5,6 +5,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"flexfs/meta"
 )
@@ -573,5 +574,27 @@ func TestARenameCanLeaveAWhiteout(t *testing.T) {
 	}
 	if got := c.ok(&meta.Request{Op: meta.OpStatfs}).Statfs.Inodes; got != was+1 {
 		t.Errorf("%d inodes, want %d", got, was+1)
+	}
+}
+
+// A commit has the time of a write that was made before.
+func TestTimesDoNotGoBackWithACommit(t *testing.T) {
+	w := newWorld(t)
+	c := w.hello("rw:")
+	at := func(sec int64) meta.Time { return meta.Time{Sec: sec} }
+	f := c.ok(&meta.Request{Op: meta.OpMake, Ino: meta.Root, Name: "f", Mode: reg, Time: at(1)}).Attr.Ino
+	commit := func(when meta.Time) meta.Attr {
+		t.Helper()
+		return c.ok(&meta.Request{Op: meta.OpCommit, Ino: f, Time: when}).Attr
+	}
+	now := time.Now().Unix()
+	commit(at(now - 10))
+	c.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode, Time: at(now + 5)})
+	if a := commit(at(now - 20)); a.Mtime != at(now-10) || a.Ctime != at(now+5) {
+		t.Errorf("mtime %v, ctime %v after the commit of an older write; now is %d", a.Mtime, a.Ctime, now)
+	}
+	c.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMtime, Attr: meta.Attr{Mtime: at(now + 1000)}, Time: at(now)})
+	if a := commit(at(now)); a.Mtime != at(now) {
+		t.Errorf("mtime %v after a write to a file with one in the future; now is %d", a.Mtime, now)
 	}
 }

@@ -20,14 +20,15 @@ type view struct {
 
 // read answers from one state of the volume. The session becomes a holder of
 // what it is told before the state is looked at, or else is looked at again: so
-// no change slips in between.
+// no change slips in between. Nor does one that the session was told of before
+// it was made.
 func (s *session) read(ctx context.Context, fn func(*view) (*meta.Reply, error)) (*meta.Reply, error) {
 	if s.at != 0 {
 		return s.readPast(ctx, fn)
 	}
 	for try := 0; ; try++ {
 		var reply *meta.Reply
-		seen := s.v.changes.Load()
+		seen, notices := s.v.changes.Load(), s.v.noticesDone()
 		q := view{v: s.v, s: s}
 		err := s.v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
 			q.Reader = r
@@ -40,7 +41,7 @@ func (s *session) read(ctx context.Context, fn func(*view) (*meta.Reply, error))
 			return nil, err
 		}
 		ok, fresh := s.v.hold(s, q.hold)
-		steady := !fresh || s.v.changes.Load() == seen
+		steady := (!fresh || s.v.changes.Load() == seen) && s.v.noticesDone() == notices
 		if !ok || steady || try == 3 {
 			if reply == nil {
 				reply = new(meta.Reply)

@@ -278,7 +278,7 @@ func (v *volume) reclaim(ctx context.Context, s *session, req *meta.Request) err
 	for i, ino := range req.Inos {
 		inos[i] = s.in(ino)
 	}
-	v.holdAll(s, inos)
+	v.hold(s, inos)
 	if err := v.keepOpen(ctx, s, inos); err != nil {
 		return err
 	}

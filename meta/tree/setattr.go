@@ -97,30 +97,19 @@ func (s *session) cutSteps(ctx context.Context, req *meta.Request) error {
 func (s *session) steps(ctx context.Context, req *meta.Request, fn func(*change, *loaded) (bool, error)) error {
 	inos := []meta.Ino{s.in(req.Ino)}
 	for more := true; more; {
-		var c *change
-		s.run.RLock()
-		if s.ended {
-			s.run.RUnlock()
-			return errNoSession
-		}
-		commit, err := s.v.update(ctx, s, req, inos, &c, func(c *change) error {
+		err := s.transact(ctx, req, inos, func(c *change, n *notice) error {
 			in, err := c.given(req.Ino)
 			if err != nil {
 				return err
 			}
-			if more, err = fn(c, in); more {
+			if more, err = fn(c, in); more && err == nil {
 				c.inval(in, true)
+				err = n.need(c.invals)
 			}
 			return err
 		})
-		s.run.RUnlock()
 		if err != nil {
 			return err
-		}
-		if more {
-			if err := s.settle(c, commit); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -47,9 +47,11 @@ type volume struct {
 	sessions        map[uint64]*session
 	absent          map[*session]struct{} // alive before the server started, and not back
 	holders         map[meta.Ino]map[*session]struct{}
+	changing        map[meta.Ino][]*notice             // of changes under way
 	open            map[meta.Ino]map[*session]struct{} // unlinked inodes in use
 	left            map[meta.Ino]time.Time             // that lost sessions had in use, and until when they are kept
 	nextIno, endIno meta.Ino                           // leased numbers
+	notices         uint64                             // counts those that are over
 	bytes, inodes   int64                              // as the counters, with what runs
 	second          int64                              // the latest that was used
 	periods         []period                           // in which it was used, the last ones
@@ -85,6 +87,7 @@ func (srv *Server) newVolume(id string, record []byte) (*volume, error) {
 		sessions:  make(map[uint64]*session),
 		absent:    make(map[*session]struct{}),
 		holders:   make(map[meta.Ino]map[*session]struct{}),
+		changing:  make(map[meta.Ino][]*notice),
 		open:      make(map[meta.Ino]map[*session]struct{}),
 		left:      make(map[meta.Ino]time.Time),
 	}
