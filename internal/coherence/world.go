@@ -1,0 +1,227 @@
+// Package coherence examines what programs on several mounts of one volume see
+// of each other: real mounts in one process, each with its own line to one
+// metadata service, on which random operations are done and compared with those
+// on a local file system, or recorded and searched for an order that explains
+// them.
+package coherence
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"flexfs/cache"
+	"flexfs/fuse"
+	"flexfs/internal/faultnet"
+	"flexfs/meta"
+	"flexfs/meta/engine"
+	"flexfs/meta/tree"
+	"flexfs/store"
+	"flexfs/store/mem"
+	"flexfs/store/seal"
+)
+
+const (
+	volumeID = "6f1d6a52-0000-4000-8000-000000000001"
+
+	// BlockSize and InlineMax are small, so that small files have several blocks.
+	BlockSize = 64 << 10
+	InlineMax = 4 << 10
+)
+
+// Options say what a World is made of. The zero value is a good one.
+type Options struct {
+	Mounts int           // 0: 3
+	Lease  time.Duration // 0: 10 s
+
+	// Between, if set, stands between each mount and the service, for tests of
+	// the tests: what breaks the rules must be found.
+	Between func(meta.ClientConfig) meta.ClientConfig
+}
+
+// A World is a volume, its metadata service, and mounts of it.
+type World struct {
+	Mounts []*Mount
+
+	t      testing.TB
+	opt    Options
+	bucket store.Store
+	log    *slog.Logger
+
+	mu     sync.Mutex // guards what follows
+	engine *engine.Memory
+	stop   func() // ends the service at once
+}
+
+// A Mount is one mount of the volume.
+type Mount struct {
+	Dir string
+	FS  *fuse.FS
+	Net *faultnet.Net // its line to the service
+
+	client *meta.Client
+}
+
+// New starts a World, which ends with the test, and is checked then. The test
+// is skipped where there is no FUSE.
+func New(t testing.TB, opt Options) *World {
+	t.Helper()
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("there is no /dev/fuse")
+	}
+	if opt.Mounts == 0 {
+		opt.Mounts = 3
+	}
+	if opt.Lease == 0 {
+		opt.Lease = 10 * time.Second
+	}
+	level := slog.LevelError
+	if os.Getenv("FLEXFS_TEST_DEBUG") != "" {
+		level = slog.LevelDebug
+	}
+	w := &World{t: t, opt: opt, bucket: mem.New(t), log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
+	e, err := engine.OpenMemory()
+	w.must("open the engine", err)
+	w.engine = e
+	addr := w.serve()
+	t.Cleanup(w.end)
+	for i := range opt.Mounts {
+		w.Mounts = append(w.Mounts, w.mount(fmt.Sprint(i), addr))
+	}
+	return w
+}
+
+func (w *World) must(what string, err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// serve starts a metadata service on the engine and returns its address.
+func (w *World) serve() string {
+	w.t.Helper()
+	srv, err := tree.New(tree.Config{
+		Engine: w.engine, Log: w.log, Lease: w.opt.Lease,
+		Authorize: func(string) (tree.Grant, error) {
+			return tree.Grant{Volume: volumeID, Write: true, Name: "test"}, nil
+		},
+		Volumes: func(string) (tree.VolumeConfig, error) {
+			return tree.VolumeConfig{Name: "test", BlockSize: BlockSize, InlineMax: InlineMax}, nil
+		},
+		Delete: func(context.Context, string, []tree.BlockRef) error { return nil },
+	})
+	w.must("start the service", err)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	w.must("listen", err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { srv.Run(ctx) })
+	wg.Go(func() { meta.Serve(ctx, ln, srv, w.log) })
+	w.stop = func() { cancel(); wg.Wait() }
+	return ln.Addr().String()
+}
+
+// mount mounts the volume in a folder of its own.
+func (w *World) mount(name, addr string) *Mount {
+	w.t.Helper()
+	m := &Mount{Dir: w.t.TempDir()}
+	w.must("chmod", os.Chmod(filepath.Dir(m.Dir), 0o755))
+	line, err := faultnet.New(addr)
+	w.must("lay a line", err)
+	m.Net = line
+	w.t.Cleanup(line.Close)
+	cfg := meta.ClientConfig{
+		Dial:   meta.Dial(line.Addr(), nil),
+		Token:  func() string { return "" },
+		Volume: volumeID,
+		Name:   name,
+		Log:    w.log,
+		Stale:  func(v []meta.Inval) { m.FS.Stale(v) },
+		Inval:  func(v []meta.Inval) []meta.Ino { return m.FS.Inval(v) },
+		Resume: func() ([]meta.Ino, []meta.InoLock) { return m.FS.Resume() },
+		Lost:   func() { m.FS.Lost() },
+	}
+	if w.opt.Between != nil {
+		cfg = w.opt.Between(cfg)
+	}
+	m.client = meta.NewClient(cfg)
+	blocks, err := cache.NewMem(seal.New(w.bucket, seal.Options{Codec: seal.LZ4}), 64<<20)
+	w.must("make a cache", err)
+	w.t.Cleanup(func() { blocks.Close() })
+	volume, err := store.ParseVolume(volumeID)
+	w.must("parse", err)
+	m.FS = fuse.New(fuse.Config{Meta: m.client, Blocks: blocks, Volume: volume, Log: w.log.With("mount", name), AllowOther: true})
+	w.must("connect", m.client.Connect(context.Background()))
+	w.t.Cleanup(func() { m.client.Close() })
+	mounted, err := m.FS.Mount(context.Background(), m.Dir)
+	w.must("mount", err)
+	w.t.Cleanup(func() {
+		m.Net.Set(faultnet.Line{})
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := mounted.Unmount(ctx); err != nil {
+			w.t.Errorf("unmount %s: %v", name, err)
+			syscall.Unmount(m.Dir, syscall.MNT_DETACH)
+		}
+	})
+	return m
+}
+
+// Path returns the path of a file in the mount.
+func (m *Mount) Path(elem ...string) string {
+	return filepath.Join(append([]string{m.Dir}, elem...)...)
+}
+
+// Cut resets the connection of each mount to the service.
+func (w *World) Cut() {
+	for _, m := range w.Mounts {
+		m.Net.Cut()
+	}
+}
+
+// Crash loses the service and, of what it had not made durable, all but some
+// percent; and then starts another on what is left.
+func (w *World) Crash(percent int, seed uint64) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range w.Mounts { // from now on nobody hears of the old one
+		w.must("cut", m.Net.Set(faultnet.Line{State: faultnet.Refused}))
+	}
+	old, stop := w.engine, w.stop
+	e, err := old.Crash(percent, seed)
+	w.must("open after a crash", err)
+	w.engine = e
+	addr := w.serve()
+	for _, m := range w.Mounts {
+		m.Net.SetTarget(addr)
+		w.must("mend", m.Net.Set(faultnet.Line{}))
+	}
+	w.t.Cleanup(func() { // what is left of it may wait for a lease
+		stop()
+		old.Close()
+	})
+}
+
+// end ends the service and checks what it kept.
+func (w *World) end() {
+	w.stop()
+	problems, err := tree.Check(context.Background(), w.engine)
+	if err != nil {
+		w.t.Errorf("check: %v", err)
+	}
+	for _, p := range problems {
+		w.t.Errorf("check: %v", p)
+	}
+	if err := w.engine.Close(); err != nil {
+		w.t.Errorf("close the engine: %v", err)
+	}
+}
