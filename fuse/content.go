@@ -187,7 +187,8 @@ func (ct *content) overlay(a *meta.Attr) {
 		return
 	}
 	a.Size = max(a.Size, ct.end)
-	if ct.carry&meta.SetMtime == 0 && ct.mtime.Compare(a.Mtime) > 0 {
+	// As a commit will: a later time stays, if it was not set to lie ahead.
+	if ct.carry&meta.SetMtime == 0 && (ct.mtime.Compare(a.Mtime) > 0 || a.Mtime.Compare(now()) > 0) {
 		a.Mtime = ct.mtime
 	}
 	if ct.mtime.Compare(a.Ctime) > 0 {

@@ -266,7 +266,7 @@ func (fs *FS) doubt(in *inode, names ...string) {
 func (c *call) attrOf(in *inode) error {
 	fs := c.fs
 	in.mu.Lock()
-	ok := in.valid || in.gone
+	ok := in.valid || in.gone && in.opens == 0 // others may have it open, and change it
 	in.mu.Unlock()
 	if ok && fs.leased() {
 		return nil

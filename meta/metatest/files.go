@@ -202,7 +202,9 @@ func readdir(e *exam) {
 
 func setattr(e *exam) {
 	m := e.mount(meta.ClientConfig{})
-	ino := m.file(meta.Root, "a")
+	old := makeReq(meta.Root, "a", syscall.S_IFREG|0o644)
+	old.Time = meta.Time{Sec: -9} // a ctime does not go back
+	ino := m.ok(old).Attr.Ino
 	before := m.attr(ino)
 	when := meta.Time{Sec: -5, Nsec: 7}
 	values := meta.Attr{Mode: 0o4711, Uid: 5, Gid: 6, Size: 12345, Atime: meta.Time{Sec: 1 << 33}, Mtime: meta.Time{Sec: -1}}
