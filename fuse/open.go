@@ -494,46 +494,6 @@ func (fs *FS) dataIn(ctx context.Context, in *inode, idx uint32) (spans, uint64,
 	return data, next, nil
 }
 
-// maxCopy bounds one copy_file_range: the kernel asks again for the rest.
-const maxCopy = 16 << 20
-
-func (c *call) copyRange(op *fuseops.CopyFileRangeOp) error {
-	fs := c.fs
-	src, err := fs.handle(op.Handle)
-	if err != nil {
-		return err
-	}
-	dst, err := fs.handle(op.DstHandle)
-	if err != nil {
-		return err
-	}
-	left := min(op.Length, maxCopy)
-	var s stream
-	defer s.close()
-	for left > 0 {
-		data, n, err := c.read(src.in, &s, op.Offset+uint64(op.BytesCopied), int(min(left, uint64(len(zeros)))))
-		if err == nil && n == 0 {
-			return nil
-		}
-		for _, p := range data {
-			if err == nil {
-				err = c.write(dst.in, op.DstOffset+uint64(op.BytesCopied), p, false)
-			}
-			if err == nil {
-				op.BytesCopied += uint32(len(p))
-				left -= uint64(len(p))
-			}
-		}
-		if err != nil {
-			if op.BytesCopied > 0 {
-				return nil
-			}
-			return err
-		}
-	}
-	return nil
-}
-
 // A closer tells the service of unlinked inodes that are not in use any more.
 type closer struct {
 	mu   sync.Mutex
