@@ -29,6 +29,9 @@ func (c *call) copyRange(op *fuseops.CopyFileRangeOp) error {
 	if r.from == r.to && r.off < r.dst+r.n && r.dst < r.off+r.n {
 		return syscall.EINVAL
 	}
+	if err := c.killPrivFor(&op.OpContext, dst.in); err != nil {
+		return err
+	}
 	n, err := c.clone(&r)
 	if err == nil && n == 0 {
 		n, err = c.copy(&r)

@@ -108,10 +108,10 @@ type FS struct {
 }
 
 // A kernelCache is the way to tell the kernel that it must forget something.
-// None of the methods may be called from a handler.
+// None of the methods but Attrs may be called from a handler.
 type kernelCache interface {
-	// Attrs forgets an inode's attributes. It does not wait. It reports
-	// whether the kernel knows the inode.
+	// Attrs forgets an inode's attributes. It takes no lock that an operation
+	// holds, and does not wait. It reports whether the kernel knows the inode.
 	Attrs(ino meta.Ino) bool
 
 	// Pages forgets an inode's attributes and pages; it may wait for reads.

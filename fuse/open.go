@@ -73,6 +73,9 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 			c.fs.closed(in)
 			return err
 		}
+		if op.KillSuidgid {
+			fs.kernel.Attrs(in.ino)
+		}
 	}
 	op.Handle = fs.addHandle(in, flags)
 	op.UseDirectIO = flags&syscall.O_APPEND != 0
@@ -225,7 +228,18 @@ func (c *call) killPriv(in *inode) error {
 	if mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 {
 		return nil
 	}
-	return c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetKillPriv, Time: now()})
+	err := c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetKillPriv, Time: now()})
+	c.fs.kernel.Attrs(in.ino) // it expects other times and sizes after a write, but no other mode
+	return err
+}
+
+// killPrivFor is killPriv for what the kernel does not do it for, although it is
+// a write too: fallocate(2) and copy_file_range(2).
+func (c *call) killPrivFor(caller *fuseops.OpContext, in *inode) error {
+	if caller.Uid == 0 {
+		return nil
+	}
+	return c.killPriv(in)
 }
 
 // Modes of fallocate(2).
@@ -245,6 +259,9 @@ func (c *call) allocate(op *fuseops.FallocateOp) error {
 	end := op.Offset + op.Length
 	if end < op.Offset || end > meta.MaxSize {
 		return syscall.EFBIG
+	}
+	if err := c.killPrivFor(&op.OpContext, h.in); err != nil {
+		return err
 	}
 	switch op.Mode {
 	case 0:

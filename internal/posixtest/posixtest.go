@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 )
 
 // A check is one expectation. It gets an empty directory of its own.
@@ -24,7 +25,7 @@ type check struct {
 // Run runs all checks below dir, which it leaves as it was. Other users must be
 // able to get there.
 func Run(t *testing.T, dir string) {
-	for _, list := range [][]check{names, nameless, contents, attributes, access, acls, births, locks} {
+	for _, list := range [][]check{names, nameless, contents, attributes, access, users, acls, births, locks} {
 		for _, c := range list {
 			t.Run(c.name, func(t *testing.T) {
 				if c.root && os.Getuid() != 0 {
@@ -171,3 +172,10 @@ func list(t *testing.T, dir string) string {
 }
 
 func join(dir, name string) string { return filepath.Join(dir, name) }
+
+// aligned returns n bytes as O_DIRECT wants them.
+func aligned(n int) []byte {
+	b := make([]byte, n+4096)
+	skip := -uintptr(unsafe.Pointer(&b[0])) & 4095
+	return b[skip:][:n]
+}

@@ -47,6 +47,7 @@ type loaded struct {
 	inode
 	old   []byte // as it was stored; nil: made by the change
 	dirty bool
+	other bool // has other contents, or another owner: what it was trusted with goes
 }
 
 // A relock is the failure of a change that met inodes that it had not locked.
@@ -252,6 +253,7 @@ func (c *change) touchData(in *loaded) {
 	in.Mtime = c.time
 	if !in.IsDir() {
 		in.Data++
+		in.other = true
 	}
 }
 
@@ -346,6 +348,11 @@ func (c *change) finish() error {
 	for ino, in := range c.inodes {
 		if !in.dirty {
 			continue
+		}
+		if in.other && in.Xattrs > 0 {
+			if err := c.putXattr(in, capabilities, nil); err != nil {
+				return err
+			}
 		}
 		key := c.v.attrKey(ino)
 		if in.old != nil {

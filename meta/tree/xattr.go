@@ -14,6 +14,11 @@ const (
 	xattrReplace = 2
 )
 
+// capabilities is the attribute that gives a program privileges. The kernel
+// leaves it to the file system to take it away when the file changes (see
+// FUSE_HANDLE_KILLPRIV_V2), whoever changes it.
+const capabilities = "security.capability"
+
 // maxXattrList bounds the names of an inode's extended attributes, as
 // listxattr(2) does.
 const maxXattrList = 64 << 10
