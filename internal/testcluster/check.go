@@ -52,6 +52,7 @@ func (c *Cluster) checkBlocks() error {
 		return err
 	}
 	defer client.Close()
+	c.objects = &objects{volume: volume, bucket: bucket}
 	w := &walk{client: client, bucket: bucket, volume: volume}
 	return w.dir(ctx, meta.Root, "")
 }
@@ -141,5 +142,13 @@ func (c *Cluster) checkTree() error {
 	if err == nil && len(problems) > 0 {
 		err = fmt.Errorf("%d problems: %v", len(problems), problems)
 	}
+	if err != nil || c.objects == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c.objects.engine = e
+	report, err := c.objects.account(ctx)
+	c.t.Log(report)
 	return err
 }

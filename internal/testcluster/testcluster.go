@@ -57,6 +57,8 @@ type Cluster struct {
 	metaID int64
 	lines  []*faultnet.Net
 
+	objects *objects // of the volume; nil: there is none
+
 	mu     sync.Mutex
 	mounts []*Mount // guarded by mu
 	logs   *testLog
