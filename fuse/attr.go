@@ -325,6 +325,8 @@ func (c *call) setXattr(op *fuseops.SetXattrOp) error {
 		return syscall.EOPNOTSUPP
 	case len(op.Value) > meta.MaxXattr:
 		return syscall.E2BIG
+	case op.Name == RemoveTreeXattr:
+		return c.removeTree(c.fs.node(op.Inode), string(op.Value))
 	}
 	req := &meta.Request{
 		Op: meta.OpSetxattr, Ino: meta.Ino(op.Inode), Name: op.Name,

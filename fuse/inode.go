@@ -94,6 +94,9 @@ func (fs *FS) dropLocked(in *inode) bool {
 	}
 	delete(fs.inodes, in.ino)
 	fs.absent -= in.forgetAllNames()
+	if in.gone && in.told {
+		fs.closes.add(in.ino) // a directory that was removed here
+	}
 	return true
 }
 

@@ -241,9 +241,6 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 		return syscall.EROFS
 	}
 	dir := fs.node(parent)
-	dir.mu.Lock()
-	was := dir.names[name]
-	dir.mu.Unlock()
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name, Time: now()})
 	if err != nil {
@@ -255,7 +252,7 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 	fs.learnParent(&rep.Parent, rep.Cache, seq)
 	fs.remember(dir, name, nil, rep.Cache, fs.invals.own(seq, dir.ino))
 	if op == meta.OpRmdir {
-		fs.removed(was)
+		fs.removed(rep.Replaced.Ino)
 	} else {
 		fs.unlinked(&rep.Attr, rep.Cache, seq)
 	}
@@ -268,14 +265,16 @@ func (fs *FS) learnParent(attr *meta.Attr, cache bool, seq uint64) {
 	}
 }
 
-// removed notes that a directory is gone. The kernel may still have it open.
+// removed notes that a directory is gone. The kernel may still have it open: the
+// service keeps it until it hears that it has not.
 func (fs *FS) removed(ino meta.Ino) {
 	in := fs.known(ino)
-	if ino == 0 || in == nil {
+	if in == nil {
+		fs.closes.add(ino)
 		return
 	}
 	in.mu.Lock()
-	in.gone = true
+	in.gone, in.told = true, true
 	in.attr.Nlink = 0
 	in.mu.Unlock()
 }

@@ -220,7 +220,8 @@ const (
 	// Time -> Attr (of what it named; Nlink 0 if that was the last), Parent.
 	OpUnlink
 
-	// OpRmdir* removes an empty directory: Ino (parent), Name, Time -> Parent.
+	// OpRmdir* removes an empty directory: Ino (parent), Name, Time -> Parent,
+	// Replaced (the directory, Nlink 0).
 	OpRmdir
 
 	// OpRename*: Ino (from directory), Name, Ino2 (to directory), Name2, Flags
@@ -291,6 +292,13 @@ const (
 	// overlap, or a block is inline. ESTALE: Size is within the last block, and
 	// the file has bytes after it; nothing was done.
 	OpClone
+
+	// OpRemoveTree* removes a directory with all that is in it: Ino (parent),
+	// Name, Time -> Parent, Replaced (the directory, Nlink 0). It has no name
+	// any more when that is answered. What is in it goes in the background;
+	// files that are in use live until their last close, and what has another
+	// name elsewhere keeps that.
+	OpRemoveTree
 )
 
 // SetMask says which values an OpSetattr changes.

@@ -31,6 +31,7 @@ var opNames = [...]string{
 	OpCompound:    "compound",
 	OpInval:       "inval",
 	OpClone:       "clone",
+	OpRemoveTree:  "removetree",
 }
 
 // String returns the operation's name, like "lookup".
@@ -46,7 +47,7 @@ func (op Op) String() string {
 func (op Op) Changes() bool {
 	switch op {
 	case OpMake, OpLink, OpUnlink, OpRmdir, OpRename, OpSetattr, OpCommit,
-		OpPunch, OpSetxattr, OpRemovexattr, OpClose, OpClone:
+		OpPunch, OpSetxattr, OpRemovexattr, OpClose, OpClone, OpRemoveTree:
 		return true
 	}
 	return false

@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 func commands() []*cli.Command {
 	return []*cli.Command{
 		adminCommand(), metaCommand(), proxyCommand(), mountCommand(),
-		configureCommand(), upCommand(), statsCommand(), versionCommand(),
+		configureCommand(), upCommand(), statsCommand(), rmtreeCommand(), versionCommand(),
 	}
 }
 

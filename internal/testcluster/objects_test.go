@@ -68,7 +68,7 @@ func TestTheAccountOfObjects(t *testing.T) {
 			t.Errorf("%s, %v; want %s", report, err, want)
 		}
 	}
-	account("2 that something names, 1 of sessions that may come back, 0 of dead ones")
+	account("0 that something names, 3 of sessions that may come back, 0 of dead ones")
 	if err := client.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -131,6 +131,7 @@ type found struct {
 	subdirs  uint32
 	parents  map[meta.Ino]uint32 // P records
 	delayed  bool                // will be collected
+	detached bool                // will be taken apart
 	reaching int                 // of a directory: 1 being walked, 2 reaches the root
 }
 
@@ -360,7 +361,7 @@ func (c *volumeCheck) dentry(key, value []byte) {
 		return
 	}
 	parent, in := c.inodes[dir], c.inodes[d.ino]
-	if parent == nil || !parent.IsDir() || parent.Nlink == 0 {
+	if parent == nil || !parent.IsDir() {
 		c.bad("entry %q is in %d, which is no directory", name, dir)
 		return
 	}
@@ -399,6 +400,14 @@ func (c *volumeCheck) delayedWork(key, value []byte) {
 		} else {
 			c.bad("inode %d is to be removed and is not there", ino)
 		}
+	case kind == delayedTree && len(rest) == 8:
+		ino := meta.Ino(binary.BigEndian.Uint64(rest))
+		in := c.inodes[ino]
+		if in == nil || !in.IsDir() || in.Nlink > 0 || in.entries == 0 || in.detached {
+			c.bad("inode %d is to be taken apart and is no directory without a name that has entries, or is so twice", ino)
+			return
+		}
+		in.detached = true
 	case kind == delayedHistory && len(rest) > 9 && rest[0] == tableHistory:
 		c.purges = append(c.purges, string(rest[1:]))
 	default:
@@ -544,7 +553,7 @@ func (c *volumeCheck) directory(in *found) {
 	if in.entries != in.Size {
 		c.bad("directory %d says %d entries and has %d", in.Ino, in.Size, in.entries)
 	}
-	if in.Nlink != 0 && in.Nlink != 2+in.subdirs || in.Nlink == 0 && in.entries != 0 {
+	if in.Nlink != 0 && in.Nlink != 2+in.subdirs || in.Nlink == 0 && in.entries != 0 && !in.detached {
 		c.bad("directory %d has nlink %d and %d directories", in.Ino, in.Nlink, in.subdirs)
 	}
 	switch {
@@ -562,15 +571,16 @@ func (c *volumeCheck) directory(in *found) {
 	}
 }
 
-// reaches tells whether the parents of a directory lead to the root.
+// reaches tells whether the parents of a directory lead to the root, or to a
+// directory that is going to be taken apart.
 func (c *volumeCheck) reaches(in *found) bool {
 	var path []*found
-	for in != nil && in.reaching == 0 {
+	for in != nil && in.reaching == 0 && !in.detached {
 		in.reaching = 1
 		path = append(path, in)
 		in = c.inodes[in.Parent]
 	}
-	ok := in != nil && in.reaching == 2
+	ok := in != nil && (in.reaching == 2 || in.detached)
 	for _, dir := range path {
 		dir.reaching = 3
 		if ok {

@@ -42,6 +42,10 @@ func (srv *Server) Run(ctx context.Context) error {
 	}
 }
 
+// busyPause is what the collector rests between two rounds while there is work
+// left.
+const busyPause = 100 * time.Millisecond
+
 // collectAll collects from time to time. It starts when those who were there
 // before the server have had their time to say what they have in use.
 func (srv *Server) collectAll(ctx context.Context) {
@@ -54,8 +58,10 @@ func (srv *Server) collectAll(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		srv.collect(ctx)
 		pause = time.Second
+		if srv.collect(ctx) {
+			pause = busyPause
+		}
 	}
 }
 
@@ -86,8 +92,9 @@ func (srv *Server) expire() {
 	}
 }
 
-// collect does the delayed work that is due, of each volume a bounded part.
-func (srv *Server) collect(ctx context.Context) {
+// collect does the delayed work that is due, of each volume a bounded part, and
+// tells whether it left some.
+func (srv *Server) collect(ctx context.Context) (more bool) {
 	for _, v := range srv.list() {
 		if cfg, err := srv.cfg.Volumes(v.id); err == nil {
 			if err := v.configure(cfg); err != nil {
@@ -97,10 +104,13 @@ func (srv *Server) collect(ctx context.Context) {
 		if !v.configured.Load() { // how long the past is kept is not known
 			continue
 		}
-		if err := v.collect(ctx); err != nil && ctx.Err() == nil {
+		left, err := v.collect(ctx)
+		if err != nil && ctx.Err() == nil {
 			srv.cfg.Log.Warn("garbage stays for now", "volume", v.id, "err", err) // the next round finds it again
 		}
+		more = more || left && err == nil
 	}
+	return more
 }
 
 // A task is a piece of delayed work.
@@ -112,21 +122,24 @@ type task struct {
 // tasksPerRound bounds the delayed work of a volume that is read at a time.
 const tasksPerRound = 2000
 
+// collectTime is how long a volume's delayed work is done before others get on.
+const collectTime = time.Second
+
 // collect does the delayed work that is due, until it is done or time is over.
-func (v *volume) collect(ctx context.Context) error {
+func (v *volume) collect(ctx context.Context) (more bool, err error) {
 	if err := v.thaw(ctx); err != nil {
-		return err
+		return false, err
 	}
-	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(collectTime); time.Now().Before(end); {
 		tasks, err := v.due(ctx)
 		if err != nil || len(tasks) == 0 {
-			return err
+			return false, err
 		}
-		if err := v.work(ctx, tasks); err != nil {
-			return err
+		if err := v.work(ctx, tasks, end); err != nil {
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // due returns delayed work whose time has come, in the order of time.
@@ -153,9 +166,9 @@ func tasksIn(r engine.Reader, from, to []byte) (tasks []task, err error) {
 	return tasks, err
 }
 
-// work does tasks: history first, as what it needs is deleted only after it, and
+// work does tasks, those that are left at end not: history first, as what it needs is deleted only after it, and
 // blocks of several at once, as one request deletes many.
-func (v *volume) work(ctx context.Context, tasks []task) error {
+func (v *volume) work(ctx context.Context, tasks []task, end time.Time) error {
 	var history []task
 	for _, t := range tasks {
 		if t.kind == delayedHistory {
@@ -169,7 +182,11 @@ func (v *volume) work(ctx context.Context, tasks []task) error {
 	}
 	var refs []BlockRef
 	var done [][]byte
+	var inodes, trees []task
 	for _, t := range tasks {
+		if time.Now().After(end) {
+			break
+		}
 		body := t.key[14:] // after the volume, table, due and kind
 		switch {
 		case (t.kind == delayedBlocks || t.kind == delayedCloned) && len(body) == 18:
@@ -191,15 +208,50 @@ func (v *volume) work(ctx context.Context, tasks []task) error {
 			done = append(append(done, counts...), t.key)
 		case t.kind == delayedHistory:
 		case t.kind == delayedInode && len(body) == 8:
-			if err := v.collectInode(ctx, t.key, meta.Ino(binary.BigEndian.Uint64(body))); err != nil {
-				return err
-			}
+			inodes = append(inodes, t)
+		case t.kind == delayedTree && len(body) == 8:
+			trees = append(trees, t)
 		default:
 			return fmt.Errorf("tree: delayed work %q: %w", t.kind, errValue)
 		}
 	}
-	return v.finishDeletes(ctx, refs, done)
+	if err := v.finishDeletes(ctx, refs, done); err != nil {
+		return err
+	}
+	err := v.together(inodes, func(t task) error { return v.collectInode(ctx, t.key, t.ino(), end) })
+	if err != nil {
+		return err
+	}
+	return v.together(trees, func(t task) error { return v.takeAllApart(ctx, t.key, t.ino(), end) })
 }
+
+// workers is how many tasks are done at a time that wait for stable storage and for
+// the bucket: they wait together.
+const workers = 16
+
+// together does tasks that are of one inode each.
+func (v *volume) together(tasks []task, do func(task) error) error {
+	var mu sync.Mutex
+	var failed error
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, workers)
+	for _, t := range tasks {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := do(t); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = errors.Join(failed, err)
+			}
+		})
+	}
+	wg.Wait()
+	return failed
+}
+
+// ino returns the inode that a task is of.
+func (t *task) ino() meta.Ino { return meta.Ino(binary.BigEndian.Uint64(t.key[14:])) }
 
 // refs returns the objects that a task is about.
 func (t *task) refs() ([]BlockRef, error) {
@@ -270,10 +322,11 @@ func (v *volume) deleteBlocks(ctx context.Context, refs []BlockRef) error {
 	return nil
 }
 
-// collectInode removes an inode without a name, in steps, unless it is in use.
-func (v *volume) collectInode(ctx context.Context, key []byte, ino meta.Ino) error {
-	dying, err := v.condemn(ctx, key, ino)
-	for err == nil && dying {
+// collectInode removes an inode without a name, in steps, unless it is in use. What
+// is left at end is for the next round.
+func (v *volume) collectInode(ctx context.Context, key []byte, ino meta.Ino, end time.Time) error {
+	dying, condemned, err := v.condemn(ctx, key, ino)
+	for err == nil && dying && time.Now().Before(end) {
 		var blocks []*meta.Block
 		if blocks, err = v.someBlocks(ctx, ino); err != nil {
 			return err
@@ -281,7 +334,9 @@ func (v *volume) collectInode(ctx context.Context, key []byte, ino meta.Ino) err
 		if len(blocks) == 0 {
 			return v.erase(ctx, key, ino)
 		}
-		err = v.collectBlocks(ctx, ino, blocks)
+		if err = v.srv.durable(condemned); err == nil { // before its blocks go: nobody may have it again
+			err = v.collectBlocks(ctx, ino, blocks)
+		}
 	}
 	return err
 }
@@ -331,10 +386,11 @@ func (v *volume) collectBlocks(ctx context.Context, ino meta.Ino, blocks []*meta
 	return v.finishDeletes(ctx, refs, done)
 }
 
-// condemn marks an inode as being removed. If it has a name again, is in use or is
-// part of the past, it is not, and its task is done or delayed.
-func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying bool, err error) {
-	commit, err := v.srv.cfg.Engine.Update(ctx, [][]byte{v.inoKey(ino)}, func(tx engine.Tx) error {
+// condemn marks an inode as being removed. If it has a name again, is in use, is
+// part of the past or a directory that is not taken apart yet, it is not, and its
+// task is done or delayed.
+func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying bool, commit engine.Commit, err error) {
+	commit, err = v.srv.cfg.Engine.Update(ctx, [][]byte{v.inoKey(ino)}, func(tx engine.Tx) error {
 		b, err := tx.Get(v.attrKey(ino))
 		if err != nil {
 			return err
@@ -349,7 +405,7 @@ func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying b
 		if in.Nlink > 0 {
 			return tx.Delete(key)
 		}
-		if !in.dead && v.inUse(ino) {
+		if !in.dead && (v.inUse(ino) || in.IsDir() && in.Size > 0) {
 			if err := tx.Delete(key); err != nil {
 				return err
 			}
@@ -371,10 +427,7 @@ func (v *volume) condemn(ctx context.Context, key []byte, ino meta.Ino) (dying b
 		in.dead, dying = true, true
 		return tx.Put(v.attrKey(ino), in.encode())
 	})
-	if err != nil {
-		return false, err
-	}
-	return dying, v.srv.durable(commit) // before its blocks go: nobody may have it again
+	return dying && err == nil, commit, err
 }
 
 // lastChange returns the latest second of the history of a key, 0 if it has none.

@@ -35,6 +35,7 @@ const (
 	delayedBlocks  = 'b' // G due b ino(8) change(8) part(2): objects to delete
 	delayedHistory = 'h' // G due h key-of-H without the volume
 	delayedInode   = 'i' // G due i ino(8): unlinked
+	delayedTree    = 't' // G due t ino(8): a directory without a name that has entries, to be taken apart
 	delayedCloned  = 'r' // G due r ino(8) change(8) part(2): references to objects of other inodes that end
 )
 

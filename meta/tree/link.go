@@ -160,6 +160,9 @@ func (c *change) nameless(in *loaded) error {
 	if err := c.Put(c.v.delayedInodeKey(c.v.keep(c.second), in.Ino), nil); err != nil {
 		return err
 	}
+	if c.s == nil {
+		return nil // those who use it say so when they are called back
+	}
 	return c.v.opened(c, c.s, in.Ino)
 }
 
@@ -236,7 +239,10 @@ func (s *session) rmdir(ctx context.Context, req *meta.Request) (*meta.Reply, er
 			return nil, err
 		}
 		c.inval(in, true)
-		return &meta.Reply{Parent: dir.told()}, c.orphan(in)
+		if err := c.orphan(in); err != nil {
+			return nil, err
+		}
+		return &meta.Reply{Parent: dir.told(), Replaced: in.told()}, nil
 	})
 }
 

@@ -182,7 +182,7 @@ func (c *change) leave(dir *loaded, name string, in *loaded) error {
 		return err
 	}
 	dir.Size--
-	if in.IsDir() {
+	if in.IsDir() && dir.Nlink > 0 { // none if dir is detached, see rmtree.go
 		dir.Nlink--
 	}
 	c.named(dir, name)

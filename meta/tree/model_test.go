@@ -117,6 +117,27 @@ func (m *model) rmdir(dir *node, name string) syscall.Errno {
 	return 0
 }
 
+func (m *model) removeTree(dir *node, name string) syscall.Errno {
+	if !dir.isDir() {
+		return syscall.ENOTDIR
+	}
+	n := dir.names[name]
+	switch {
+	case n == nil:
+		return syscall.ENOENT
+	case !n.isDir():
+		return syscall.ENOTDIR
+	}
+	for child, in := range n.names {
+		if in.isDir() {
+			m.removeTree(n, child)
+		} else {
+			m.unlink(n, child)
+		}
+	}
+	return m.rmdir(dir, name)
+}
+
 func below(dir, top *node) bool {
 	for ; dir != top; dir = dir.parent {
 		if dir == dir.parent {
@@ -286,7 +307,7 @@ func (p *player) living() *node {
 // should have got.
 func (p *player) step() (what string, got, want syscall.Errno) {
 	dir, name := p.dir(), p.name()
-	switch p.IntN(11) {
+	switch p.IntN(12) {
 	case 0, 1, 2:
 		mode := []uint32{reg, dirm, reg, syscall.S_IFLNK, syscall.S_IFIFO | 0o600}[p.IntN(5)]
 		exist := p.IntN(2) == 0
@@ -311,6 +332,13 @@ func (p *player) step() (what string, got, want syscall.Errno) {
 		r := p.c.do(renaming(dir.ino, name, to.ino, name2, flags))
 		what := fmt.Sprintf("rename %s in %d to %s in %d, flags %d", name, dir.ino, name2, to.ino, flags)
 		return what, r.Errno, p.m.rename(dir, name, to, name2, flags)
+	case 11:
+		if p.IntN(4) > 0 { // trees must grow
+			return p.write(p.living())
+		}
+		r := p.c.do(on(meta.OpRemoveTree, dir.ino, name))
+		p.c.w.takeApart()
+		return fmt.Sprintf("remove tree %s in %d", name, dir.ino), r.Errno, p.m.removeTree(dir, name)
 	case 8:
 		return p.write(p.living())
 	case 9:

@@ -271,6 +271,8 @@ func (s *session) do(ctx context.Context, req *meta.Request) (*meta.Reply, error
 		return s.commit(ctx, req)
 	case meta.OpPunch:
 		return s.punch(ctx, req)
+	case meta.OpRemoveTree:
+		return s.removeTree(ctx, req)
 	case meta.OpClone:
 		return s.clone(ctx, req)
 	case meta.OpSetxattr:
