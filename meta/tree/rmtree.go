@@ -3,6 +3,7 @@ package tree
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"slices"
 	"syscall"
 	"time"
@@ -91,33 +92,52 @@ func (v *volume) takeApart(ctx context.Context, key []byte, dir meta.Ino) (more 
 	if err != nil {
 		return false, err
 	}
-	var c *change
-	commit, err := v.update(ctx, nil, &meta.Request{}, append(inos, dir), &c, func(c *change) error {
-		more = false
-		in, err := c.inode(dir)
-		if isErrno(err, syscall.ENOENT) {
-			return c.Delete(key)
-		}
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			if err := c.tear(in, name); err != nil {
+	inos = append(inos, dir)
+	n := &notice{v: v}
+	defer n.done()
+	for {
+		var c *change
+		commit, err := v.update(ctx, nil, &meta.Request{}, inos, &c, func(c *change) (err error) {
+			if more, err = c.tearAll(key, dir, names); err != nil {
 				return err
 			}
+			return n.need(c.invals)
+		})
+		var others *untold
+		if errors.As(err, &others) {
+			n.tell(others)
+			continue
 		}
-		if more = in.Size > 0; more {
-			return nil
+		if err != nil {
+			return false, err
 		}
-		return c.Delete(key)
-	})
+		n.done()
+		if err := v.srv.durable(commit); err != nil {
+			return false, err
+		}
+		return more, n.keepOrphans(c.orphans)
+	}
+}
+
+// tearAll takes names out of a detached directory, and its task off the list if
+// those were the last.
+func (c *change) tearAll(key []byte, dir meta.Ino, names []string) (more bool, err error) {
+	in, err := c.inode(dir)
+	if isErrno(err, syscall.ENOENT) {
+		return false, c.Delete(key)
+	}
 	if err != nil {
 		return false, err
 	}
-	if err := v.srv.durable(commit); err != nil {
-		return false, err
+	for _, name := range names {
+		if err := c.tear(in, name); err != nil {
+			return false, err
+		}
 	}
-	return more, v.tell(nil, c.invals, c.orphans)
+	if in.Size > 0 {
+		return true, nil
+	}
+	return false, c.Delete(key)
 }
 
 // tear takes a name out of a detached directory, unless it stands for something
