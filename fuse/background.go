@@ -2,8 +2,13 @@ package fuse
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
 	"time"
+
+	"flexfs/meta"
 )
 
 const (
@@ -30,6 +35,7 @@ func (fs *FS) start() (stop func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() { fs.tellClosed(ctx) })
 	wg.Go(func() { fs.writeOut(ctx) })
+	wg.Go(func() { fs.unlockAllLeft(ctx) })
 	return func() {
 		fs.budget.leave(fs)
 		cancel()
@@ -88,7 +94,11 @@ func (fs *FS) flushQuietly(ctx context.Context, in *inode) {
 	if err == nil || ctx.Err() != nil {
 		return
 	}
-	fs.log.Warn("written data could not be stored yet", "ino", in.ino, "err", err)
+	level := slog.LevelWarn
+	if fs.away() > 0 { // who is away was said once, and that every file waits need not be
+		level = slog.LevelDebug
+	}
+	fs.log.Log(ctx, level, "written data could not be stored yet", "file", fs.where(in), "err", err)
 	if final(refusal(err)) {
 		in.mu.Lock()
 		in.content.err = err
@@ -113,14 +123,15 @@ func (fs *FS) due() []*inode {
 	return out
 }
 
-// flushAll flushes every file, and returns how many could not be.
-func (fs *FS) flushAll(ctx context.Context) (failed int, first error) {
+// flushAll flushes every file. The error names those that could not be.
+func (fs *FS) flushAll(ctx context.Context) error {
 	fs.mu.Lock()
 	list := make([]*inode, 0, len(fs.dirty))
 	for in := range fs.dirty {
 		list = append(list, in)
 	}
 	fs.mu.Unlock()
+	left := &unstored{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, maxFlushes)
@@ -131,13 +142,64 @@ func (fs *FS) flushAll(ctx context.Context) (failed int, first error) {
 			if err := fs.flush(ctx, in); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
-				failed++
-				if first == nil {
-					first = err
-				}
+				left.add(fs.where(in), err)
 			}
 		})
 	}
 	wg.Wait()
-	return failed, first
+	if left.n == 0 {
+		return nil
+	}
+	return left
+}
+
+// unstored are files whose data could not be stored.
+type unstored struct {
+	n     int
+	names []string // of the first
+	cause error    // of the first
+}
+
+// maxNamed bounds the files that an error names.
+const maxNamed = 20
+
+func (u *unstored) add(name string, err error) {
+	if u.n++; u.n == 1 {
+		u.cause = err
+	}
+	if len(u.names) < maxNamed {
+		u.names = append(u.names, name)
+	}
+}
+
+func (u *unstored) Error() string {
+	more := ""
+	if u.n > len(u.names) {
+		more = fmt.Sprintf(" and %d more", u.n-len(u.names))
+	}
+	return fmt.Sprintf("data of %d files could not be stored: %s%s: %v", u.n, strings.Join(u.names, ", "), more, u.cause)
+}
+
+func (u *unstored) Unwrap() error { return u.cause }
+
+// where says to people which file an inode is, as far as that is known.
+func (fs *FS) where(in *inode) string {
+	const deepest = 100
+	ino, path := in.ino, ""
+	for range deepest {
+		in.mu.Lock()
+		name, parent := in.name, in.parent
+		in.mu.Unlock()
+		if name == "" {
+			break
+		}
+		path = "/" + name + path
+		if in = fs.known(parent); in == nil || parent == meta.Root {
+			break
+		}
+	}
+	if path == "" {
+		return fmt.Sprintf("inode %d", ino)
+	}
+	return fmt.Sprintf("%s (inode %d)", path, ino)
 }

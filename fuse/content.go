@@ -361,14 +361,23 @@ func (fs *FS) load(ctx context.Context, in *inode, b *meta.Block, lo, hi int) ([
 	return fs.blocks.Get(ctx, fs.key(in, b), int64(lo), int64(hi-lo))
 }
 
-// remove deletes an object that no commit names. If it fails, the object stays
-// behind for the collector.
+// maxRemovals bounds the objects that are being removed at a time.
+const maxRemovals = 64
+
+// remove deletes an object that no commit names. If it fails, or too many are
+// being removed, the object stays behind for the collector.
 func (fs *FS) remove(in *inode, b *meta.Block) {
 	if b.Inline || b.Gen == (meta.Gen{}) {
 		return
 	}
 	key := fs.key(in, b)
+	select {
+	case fs.removals <- struct{}{}:
+	default:
+		return
+	}
 	go func() {
+		defer func() { <-fs.removals }()
 		ctx, cancel := context.WithTimeout(fs.ctx, 30*time.Second)
 		defer cancel()
 		if err := fs.blocks.Delete(ctx, key); err != nil {

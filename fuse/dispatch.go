@@ -14,6 +14,7 @@ import (
 // A fault in here is answered with EIO, and the mount lives on.
 func (c *call) handle(op any) (err error) {
 	c.fs.stats.Ops.Add(1)
+	c.request = op
 	defer func() {
 		if v := recover(); v != nil {
 			c.fs.stats.Panics.Add(1)

@@ -49,6 +49,16 @@ type Config struct {
 	Budget *Budget      // for dirty data and read-ahead; nil: one of its own
 	Log    *slog.Logger // nil: nothing is logged
 
+	// GiveUp is for how long the servers may be out of reach before calls fail with
+	// EIO; zero is for ever. Meta and Blocks know it themselves. Away, if set, tells
+	// for how long they have been: 0 if they are not.
+	GiveUp time.Duration
+	Away   func() time.Duration
+
+	// Drain is for how long a mount that ends tries to store what was written;
+	// 0: DefaultDrain.
+	Drain time.Duration
+
 	// Stats, if set, is what the extended attribute user.flexfs.stats of the
 	// root directory shows as JSON.
 	Stats func() any
@@ -58,6 +68,9 @@ type Config struct {
 	FSName     string // as shown by mount(8); "flexfs" if empty
 	Options    map[string]string
 }
+
+// DefaultDrain is a minute: somebody waits for the end.
+const DefaultDrain = time.Minute
 
 // An FS answers the operations of one mount. Lock order: FS.mu before inode.mu;
 // nobody talks to a server, waits for the budget or notifies the kernel while
@@ -98,11 +111,13 @@ type FS struct {
 
 	listedSince int // entries listed since the last sweep
 
-	uploads chan struct{} // an element per upload under way
-	closes  closer
-	wake    chan struct{} // the flusher has something to do
-	statfs  atomic.Pointer[meta.Statfs]
-	locking chan struct{} // an element per lock that is waited for
+	uploads  chan struct{} // an element per upload under way
+	removals chan struct{} // an element per object that is being removed
+	closes   closer
+	left     leftLocks
+	wake     chan struct{} // the flusher has something to do
+	statfs   atomic.Pointer[meta.Statfs]
+	locking  chan struct{} // an element per lock that is waited for
 
 	teaching atomic.Bool // the kernel is being told about polling
 }
@@ -151,20 +166,25 @@ func New(cfg Config) *FS {
 	if cfg.Budget == nil {
 		cfg.Budget = NewBudget(DefaultBudget)
 	}
+	if cfg.Drain == 0 {
+		cfg.Drain = DefaultDrain
+	}
 	fs := &FS{
-		cfg:     cfg,
-		meta:    cfg.Meta,
-		blocks:  cfg.Blocks,
-		budget:  cfg.Budget,
-		log:     cfg.Log,
-		kernel:  noKernel{},
-		inodes:  map[meta.Ino]*inode{},
-		dirty:   map[*inode]struct{}{},
-		handles: map[uint64]*handle{},
-		dirs:    map[uint64]*dirHandle{},
-		uploads: make(chan struct{}, maxUploads),
-		wake:    make(chan struct{}, 1),
-		locking: make(chan struct{}, maxLockWaits),
+		cfg:      cfg,
+		meta:     cfg.Meta,
+		blocks:   cfg.Blocks,
+		budget:   cfg.Budget,
+		log:      cfg.Log,
+		kernel:   noKernel{},
+		inodes:   map[meta.Ino]*inode{},
+		dirty:    map[*inode]struct{}{},
+		handles:  map[uint64]*handle{},
+		dirs:     map[uint64]*dirHandle{},
+		uploads:  make(chan struct{}, maxUploads),
+		removals: make(chan struct{}, maxRemovals),
+		wake:     make(chan struct{}, 1),
+		locking:  make(chan struct{}, maxLockWaits),
+		left:     leftLocks{work: make(chan struct{}, 1)},
 	}
 	fs.ctx, fs.cancel = context.WithCancel(context.Background())
 	fs.calls, fs.cutCalls = context.WithCancel(fs.ctx)
@@ -185,21 +205,13 @@ func (fs *FS) blockSize() int { return int(fs.vol().BlockSize) }
 // leased reports whether what is cached may be believed.
 func (fs *FS) leased() bool { return time.Now().Before(fs.meta.LeaseUntil()) }
 
-const (
-	// grace is how long an operation whose caller was interrupted goes on while
-	// the metadata service is out of reach, and longGrace how long otherwise.
-	// Work that gets on is not cut short for a signal: programs get them all the
-	// time, and do not expect close(2) to fail for one.
-	grace     = 5 * time.Second
-	longGrace = time.Minute
-)
-
 // A call is one operation of the kernel being answered.
 type call struct {
-	fs     *FS
-	op     context.Context // ends when the caller is interrupted
-	detach func()          // lets another goroutine serve the kernel
-	park   func()          // makes a call that will wait for long not count as one at work
+	fs      *FS
+	op      context.Context // ends when the caller is interrupted
+	request any             // what is asked: one of package fuseops
+	detach  func()          // lets another goroutine serve the kernel
+	park    func()          // makes a call that will wait for long not count as one at work
 
 	work  context.Context
 	stop  func()
@@ -222,26 +234,14 @@ func (c *call) wait() context.Context {
 	}
 	c.detach()
 	ctx, cancel := context.WithCancel(c.fs.calls)
-	unhook := context.AfterFunc(c.op, func() { c.fs.outwait(ctx, cancel) })
+	unhook := context.AfterFunc(c.op, func() { c.outwait(ctx, cancel) })
 	c.work = ctx
 	c.stop = func() { unhook(); cancel() }
-	return ctx
-}
-
-// outwait cancels the work of an interrupted call when its time is over.
-func (fs *FS) outwait(ctx context.Context, cancel func()) {
-	for waited := grace; waited <= longGrace; waited += grace {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(grace):
-		}
-		if !fs.leased() {
-			cancel()
-			return
-		}
+	if c.closes() {
+		t := time.AfterFunc(grace, func() { c.leave(ctx, cancel) })
+		c.stop = func() { unhook(); t.Stop(); cancel() }
 	}
-	cancel()
+	return ctx
 }
 
 // answer must be called before the validity of an answer is decided, with no

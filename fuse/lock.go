@@ -39,6 +39,9 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	if lock.Type == syscall.F_UNLCK {
 		return c.unlock(in, lock)
 	}
+	if err := c.unlockLeft(in, ownerOf(&lock)); err != nil {
+		return err
+	}
 	in.ask(lock, uint64(op.Handle))
 	// First without waiting: that is all that most need.
 	_, err := c.do(req)
@@ -165,7 +168,7 @@ func (c *call) flushLocks(in *inode, owner uint64) error {
 	in.mu.Lock()
 	delete(in.owners, owner)
 	in.mu.Unlock()
-	return c.unlockAll(in, owner, false)
+	return c.unlockForGood(in, owner, false)
 }
 
 // releaseLocks releases range locks that are left when an open file is closed
@@ -183,7 +186,7 @@ func (c *call) releaseLocks(in *inode, handle uint64) error {
 	in.mu.Unlock()
 	var first error
 	for _, owner := range owners {
-		if err := c.unlockAll(in, owner, false); err != nil && first == nil {
+		if err := c.unlockForGood(in, owner, false); err != nil && first == nil {
 			first = err
 		}
 	}

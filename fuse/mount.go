@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,9 +31,9 @@ const (
 	// direct I/O.
 	maxBackground = 64
 
-	// lastFlush bounds how long an unmount waits for what was written after
-	// everything was flushed.
-	lastFlush = time.Minute
+	// userPatience is how long programs that have files open may go on when the
+	// mount is to end.
+	userPatience = 20 * time.Second
 
 	// entryPatience is how long an inval waits for the kernel to forget names.
 	// A directory's lock may be held by an operation that waits for another
@@ -47,10 +48,13 @@ const (
 type Mounted struct {
 	Dir string
 
-	fs   *FS
-	conn *connection
-	done chan struct{}
-	err  error // valid after done
+	fs    *FS
+	conn  *connection
+	until atomic.Int64  // when what is not stored is given up, ns since 1970; 0: it does not end yet
+	hurry chan struct{} // closed when it is given up at once
+	once  sync.Once     // for that
+	done  chan struct{}
+	err   error // valid after done
 }
 
 // Mount mounts a volume on dir. cfg.Meta must be connected. The session's
@@ -72,7 +76,7 @@ func (fs *FS) Mount(ctx context.Context, dir string) (*Mounted, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fuse: %w", err)
 	}
-	m := &Mounted{Dir: dir, fs: fs, conn: &connection{fs: fs, slots: make(chan struct{}, maxEntryWaits)}, done: make(chan struct{})}
+	m := &Mounted{Dir: dir, fs: fs, conn: &connection{fs: fs, slots: make(chan struct{}, maxEntryWaits)}, hurry: make(chan struct{}), done: make(chan struct{})}
 	fs.kernel = m.conn
 	stop := fs.start()
 	lib, err := fuse.Mount(dir, newServer(fs, m.conn), fs.mountConfig())
@@ -141,15 +145,35 @@ func (m *Mounted) finish(lib *fuse.MountedFileSystem, stop func()) {
 	defer close(m.done)
 	err := lib.Join(context.Background())
 	stop()
-	ctx, cancel := context.WithTimeout(context.Background(), lastFlush)
+	ctx, cancel := m.draining()
 	defer cancel()
-	n, flushErr := m.fs.flushAll(ctx)
-	if n > 0 {
-		err = fmt.Errorf("fuse: %d files have data that could not be stored: %w", n, flushErr)
+	if flushErr := m.fs.flushAll(ctx); flushErr != nil {
+		err = fmt.Errorf("fuse: what was written is lost: %w", flushErr)
 	}
 	m.fs.cancel()
 	m.err = err
 }
+
+// draining returns the context of storing what was written before the mount ends:
+// it lasts for Config.Drain from the first call on, and a little in any case.
+func (m *Mounted) draining() (context.Context, context.CancelFunc) {
+	drain := m.fs.cfg.Drain
+	now := time.Now()
+	m.until.CompareAndSwap(0, now.Add(drain).UnixNano())
+	ctx, cancel := context.WithTimeout(context.Background(), max(time.Unix(0, m.until.Load()).Sub(now), drain/4))
+	go func() {
+		select {
+		case <-m.hurry:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// Hurry makes an end that waits for something come at once: users are cut off,
+// and what is not stored yet is given up.
+func (m *Mounted) Hurry() { m.once.Do(func() { close(m.hurry) }) }
 
 // Wait returns when the file system is no longer mounted and everything that
 // was written is durable, or with an error if that is not so.
@@ -159,28 +183,49 @@ func (m *Mounted) Wait() error {
 }
 
 // Unmount makes everything that was written durable and unmounts. While files
-// are open it tries again until ctx ends; then it takes the mount out of the
-// tree as it is, cuts its users off, and returns an error that says so.
+// are open it tries again for a while, or until ctx ends; then it takes the mount
+// out of the tree as it is, cuts its users off, and returns an error that says so.
 func (m *Mounted) Unmount(ctx context.Context) error {
-	if n, err := m.fs.flushAll(ctx); n > 0 {
-		m.fs.log.Warn("not all data could be stored before unmounting", "files", n, "err", err)
+	flushing, cancel := m.draining()
+	stop := context.AfterFunc(ctx, cancel)
+	if err := m.fs.flushAll(flushing); err != nil {
+		m.fs.log.Warn("not all data could be stored before unmounting", "err", err)
 	}
+	stop()
+	cancel()
+	patience := time.After(userPatience)
 	for {
 		err := unmount(m.Dir)
-		if err == nil || errors.Is(err, syscall.EINVAL) { // EINVAL: somebody else did it
+		gone := errors.Is(err, syscall.EINVAL) // somebody else did it, and users may be left
+		if err == nil {
 			return m.Wait()
 		}
-		if !errors.Is(err, syscall.EBUSY) {
+		if !gone && !errors.Is(err, syscall.EBUSY) {
 			return fmt.Errorf("fuse: unmount %s: %w", m.Dir, err)
 		}
 		select {
-		case <-ctx.Done():
-			return m.cutOff(err)
 		case <-m.done:
 			return m.err
 		case <-time.After(20 * time.Millisecond):
+			continue
+		case <-ctx.Done():
+		case <-m.hurry:
+		case <-patience:
 		}
+		if gone {
+			return m.forsake()
+		}
+		return m.cutOff(err)
 	}
+}
+
+// forsake ends a mount that was taken out of the tree and is in use. That cuts its
+// users off when the process ends.
+func (m *Mounted) forsake() error {
+	ctx, cancel := m.draining()
+	defer cancel()
+	err := m.fs.flushAll(ctx)
+	return errors.Join(fmt.Errorf("fuse: %s is unmounted, was still in use, and its users are cut off", m.Dir), err)
 }
 
 // cutOff ends a mount that is in use.

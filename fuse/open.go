@@ -146,7 +146,7 @@ func (c *call) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 	h.stream.close()
 	err := c.releaseLocks(h.in, uint64(op.Handle))
 	if op.FlockUnlock {
-		if e := c.unlockAll(h.in, op.LockOwner, true); err == nil {
+		if e := c.unlockForGood(h.in, op.LockOwner, true); err == nil {
 			err = e
 		}
 	}

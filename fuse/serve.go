@@ -26,6 +26,7 @@ type server struct {
 	parked atomic.Bool   // the watchdog sleeps
 	wake   chan struct{} // to wake it
 	slots  chan struct{} // an element per detached operation
+	spare  chan struct{} // more of them, while a server is out of reach
 	done   chan struct{} // closed when the kernel hung up
 	wg     sync.WaitGroup
 }
@@ -34,6 +35,10 @@ const (
 	// maxOps bounds the operations that wait for something, apart from locks:
 	// each holds a request buffer of 1 MiB. The kernel keeps the others.
 	maxOps = 256
+
+	// maxSpare bounds those beyond while a server is out of reach. Others are
+	// still to be answered from caches, and who waits can be interrupted.
+	maxSpare = 4096
 
 	// patience is how long an operation may keep the leader from reading.
 	patience = 2 * time.Millisecond
@@ -49,6 +54,7 @@ func newServer(fs *FS, conn *connection) *server {
 		conn:  conn,
 		wake:  make(chan struct{}, 1),
 		slots: make(chan struct{}, maxOps),
+		spare: make(chan struct{}, maxSpare),
 		done:  make(chan struct{}),
 	}
 }
@@ -93,16 +99,15 @@ func (s *server) lead(c *fuse.Connection, id uint64) {
 
 // answer answers one operation.
 func (s *server) answer(c *fuse.Connection, ctx context.Context, op any, id uint64) {
-	slot := false
+	var slot chan struct{}
 	k := s.fs.newCall(ctx, func() {
-		s.slots <- struct{}{}
-		slot = true
+		slot = s.enter()
 		s.handOver(c, id)
 	})
 	k.park = func() {
-		if slot {
-			slot = false
-			<-s.slots
+		if slot != nil {
+			<-slot
+			slot = nil
 		}
 	}
 	err := k.handle(op)
@@ -113,6 +118,31 @@ func (s *server) answer(c *fuse.Connection, ctx context.Context, op any, id uint
 		k.end(err == nil)
 	}
 	k.park()
+}
+
+// enter waits until one more operation may be detached, and returns what to take
+// an element from when it is done.
+func (s *server) enter() chan struct{} {
+	select {
+	case s.slots <- struct{}{}:
+		return s.slots
+	default:
+	}
+	t := time.NewTicker(lookAgain)
+	defer t.Stop()
+	for {
+		spare := s.spare
+		if s.fs.away() == 0 {
+			spare = nil
+		}
+		select {
+		case s.slots <- struct{}{}:
+			return s.slots
+		case spare <- struct{}{}:
+			return spare
+		case <-t.C:
+		}
+	}
 }
 
 // handOver makes another goroutine the leader, if id leads and is with an

@@ -32,7 +32,7 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 	need := int64(len(p)/chunkSize+2) * chunkSize
 	if !fs.budget.try(need) {
 		fs.stats.Waits.Add(1)
-		if err := fs.budget.acquire(c.wait(), need); err != nil {
+		if err := c.acquire(need); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,10 @@ const (
 	byeTimeout = 2 * time.Second
 )
 
-var errClosed = errors.New("client is closed")
+var (
+	errClosed = errors.New("client is closed")
+	errGaveUp = errors.New("the metadata service was out of reach for too long")
+)
 
 // A ClientConfig says what a [Client] needs. Dial, Token and Volume must be
 // set.
@@ -70,6 +73,11 @@ type ClientConfig struct {
 	// opened: locks are gone. Everything that is cached must be dropped. It may
 	// be nil.
 	Lost func()
+
+	// GiveUp is how long an operation may take, and how long the service may be
+	// out of reach before an operation fails without waiting for it. Zero is for
+	// ever. Locks are waited for however long others hold them.
+	GiveUp time.Duration
 }
 
 // A Client is a session with the metadata service. It outlives connections:
@@ -90,6 +98,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	link    *link         // nil while there is no connection
+	lostAt  time.Time     // when the last one was lost; zero while there is one
 	changed chan struct{} // closed when link changes
 	session *session      // nil: there is none to resume
 	last    uint64        // the number of the newest
@@ -208,11 +217,23 @@ func (c *Client) extend(sent time.Time, lease time.Duration) {
 	}
 }
 
+// Away returns for how long the service has been out of reach: 0 while there is
+// a connection.
+func (c *Client) Away() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link != nil && c.link.alive() || c.lostAt.IsZero() {
+		return 0
+	}
+	return max(time.Since(c.lostAt), 1)
+}
+
 // Do carries out one operation. A refusal is an error of type [*Error]. Any
 // other error means that it is not known whether the operation was done: ctx
-// has ended, or the Client is closed, or the session was lost between the
-// sending of a change and its answer (that one is an [*Error] too, of EIO).
-// A lost connection is no error: Do repeats the request until ctx ends.
+// has ended, or the Client is closed or gave up, or the session was lost between
+// the sending of a change and its answer (that one is an [*Error] too, of EIO).
+// A lost connection is no error: Do repeats the request until ctx ends or
+// the Client gives up.
 //
 // When ctx ends during a waiting OpSetlk the wait is cancelled, and Do returns
 // an [*Error] of EINTR, or the reply if the lock was granted just then. If the
@@ -240,11 +261,16 @@ func (c *Client) do(ctx context.Context, req *Request) (*Reply, error) {
 	if len(req.Ops) > MaxOps {
 		return nil, &Error{Op: req.Op, Errno: syscall.EINVAL, Msg: "too many operations in a compound"}
 	}
-	if n := changes(req); n > 0 {
-		return c.change(ctx, req, n)
-	}
 	if req.Op == OpSetlk && req.Wait {
 		return c.wait(ctx, req)
+	}
+	if limit := c.cfg.GiveUp; limit > 0 {
+		within, cancel := context.WithTimeoutCause(ctx, limit, errGaveUp)
+		defer cancel()
+		ctx = within
+	}
+	if n := changes(req); n > 0 {
+		return c.change(ctx, req, n)
 	}
 	return c.read(ctx, req)
 }
@@ -363,13 +389,30 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 		case l != nil && l.alive():
 			return l, nil
 		}
-		select {
-		case <-changed:
-		case <-c.ctx.Done():
-			return nil, errClosed
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if err := c.await(ctx, changed); err != nil {
+			return nil, err
 		}
+	}
+}
+
+// await waits for changed to be closed, for as long as the Client does not give
+// up.
+func (c *Client) await(ctx context.Context, changed <-chan struct{}) error {
+	var late <-chan time.Time
+	if limit := c.cfg.GiveUp; limit > 0 {
+		t := time.NewTimer(max(limit-c.Away(), 0))
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-changed:
+		return nil
+	case <-late:
+		return errGaveUp
+	case <-c.ctx.Done():
+		return errClosed
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -380,7 +423,9 @@ func (c *Client) publish(l *link) bool {
 	if c.closed && l != nil {
 		return false
 	}
-	c.link = l
+	if c.link, c.lostAt = l, (time.Time{}); l == nil {
+		c.lostAt = time.Now()
+	}
 	close(c.changed)
 	c.changed = make(chan struct{})
 	return true

@@ -92,7 +92,7 @@ func (c *calls) await(ctx context.Context, k *call, late func()) (*Reply, error)
 		}
 	case <-ctx.Done():
 		c.abandon(k, late)
-		return nil, fmt.Errorf("%w: %w", errAbandoned, ctx.Err())
+		return nil, fmt.Errorf("%w: %w", errAbandoned, context.Cause(ctx))
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 )
 
 // How often a mount tries an operation on a block, proxies and bucket both, and
-// how long it waits before the second time, before a program sees an error.
+// how long it waits before the second time, before it takes the bucket to be away.
 const (
 	blockTries = 4
 	blockPause = 200 * time.Millisecond
@@ -46,6 +46,9 @@ type Mount struct {
 	At                             int64 // the second since 1970 whose end is shown, or if negative how many seconds ago that was; 0: what is now is shown
 	NonEmpty                       bool  // a mount point with files in it, which the mount hides, is all right
 
+	GiveUp time.Duration // for which calls wait for servers that are out of reach, before they fail; 0: for ever
+	Drain  time.Duration // for which a mount that ends stores what was written; 0: fuse.DefaultDrain
+
 	DebugAddr string // for metrics and profiles; "": none
 
 	Timing remote.Timing // of the proxy groups; zero fields have the defaults
@@ -58,6 +61,7 @@ type Mount struct {
 	secretID string // of the secret, see seal.Sealer.Fingerprint; "": none
 
 	group   *remote.Group
+	outage  *store.Outage
 	disk    *cache.Disk // nil: none
 	mem     *cache.Mem
 	client  *meta.Client
@@ -149,7 +153,8 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 		Origin: origin, Groups: groupsOf(s), MaxProxied: s.Volume.MaxProxied, Ticket: m.ticket, Timing: m.Timing, Log: m.Log,
 	})
 	m.group.Probe(ctx)
-	far := store.Limit(store.Retry(m.group, blockTries, blockPause), originRequests)
+	m.outage = store.NewOutage(m.GiveUp, m.Log)
+	far := m.outage.Watch(store.Limit(store.Retry(m.group, blockTries, blockPause), originRequests))
 	if m.DiskFolder != "" {
 		if m.disk, err = openDisk(far, m.DiskFolder, m.DiskQuota, false, m.Log); err != nil { // sealed blocks on a local disk
 			return nil, err
@@ -157,9 +162,16 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 		far = m.disk
 	}
 	plain := sealer.Over(far)                         // compressed and, on an encrypted volume, encrypted below here
-	m.mem, err = cache.NewMem(plain, m.MemCapacity/2) // what the file system reads
-	return m.mem, err
+	m.mem, err = cache.NewMem(plain, m.MemCapacity/2) // decoded
+	if err != nil {
+		return nil, err
+	}
+	return m.outage.Outlast(m.mem), nil // what the file system reads and writes
 }
+
+// away returns for how long the metadata service or the bucket has been out of
+// reach.
+func (m *Mount) away() time.Duration { return max(m.client.Away(), m.outage.Away()) }
 
 // groupsOf converts the settings of proxy groups.
 func groupsOf(s *admin.MountSettings) []remote.GroupSettings {
@@ -197,6 +209,7 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		Inval:  func(list []meta.Inval) []meta.Ino { return m.fs.Inval(list) },
 		Resume: func() ([]meta.Ino, []meta.InoLock) { return m.fs.Resume() },
 		Lost:   func() { m.fs.Lost() },
+		GiveUp: m.GiveUp,
 	})
 	var service fuse.Meta = m.client
 	if s.Volume.Encryption {
@@ -204,7 +217,8 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 	}
 	m.fs = fuse.New(fuse.Config{
 		Meta: service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(m.MemCapacity / 2), Log: m.Log,
-		Stats:    func() any { return m.Stats() },
+		Stats:  func() any { return m.Stats() },
+		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain,
 		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),
 	})
 	within, cancel := context.WithTimeout(ctx, 2*dialTimeout)
@@ -263,12 +277,9 @@ func sameGroup(a, b admin.GroupSettings) bool {
 	return a.ID == b.ID && a.NoSSL == b.NoSSL && a.ProviderCode == b.ProviderCode && a.RegionCode == b.RegionCode && slices.Equal(a.Members, b.Members) && slices.Equal(a.Former, b.Former) && a.ChangedAt.Equal(b.ChangedAt)
 }
 
-// unmountPatience is how long programs that have files open may go on when the
-// mount is to end.
-const unmountPatience = 20 * time.Second
-
 // Serve waits until ctx is done, and then unmounts; or until somebody else has
-// unmounted. All that was written is in the bucket when it returns nil.
+// unmounted. All that was written is in the bucket when it returns nil; else the
+// error names what is not.
 func (m *Mount) Serve(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go func() { ended <- m.mounted.Wait() }()
@@ -277,12 +288,18 @@ func (m *Mount) Serve(ctx context.Context) error {
 	case err = <-ended:
 	case <-ctx.Done():
 		notifySystemd("STOPPING=1")
-		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountPatience)
-		err = m.mounted.Unmount(within)
-		cancel()
+		err = m.mounted.Unmount(context.WithoutCancel(ctx))
 	}
 	m.close()
 	return err
+}
+
+// Hurry makes a Serve that unmounts, and waits for users of the mount or for a
+// server, end soon.
+func (m *Mount) Hurry() {
+	if m.mounted != nil {
+		m.mounted.Hurry()
+	}
 }
 
 // close ends what Listen began, the mount itself apart.

@@ -7,13 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
 	"flexfs/cache"
+	"flexfs/fuse"
 )
 
 // A mounting is one run of flexfs mount.
@@ -29,7 +32,7 @@ type mounting struct {
 }
 
 func mountCommand() *cli.Command {
-	m := &mounting{memory: Amount{Percent: 10}, Mount: Mount{DiskQuota: cache.Quota{Percent: 80}, AllowOther: os.Getuid() == 0}}
+	m := &mounting{memory: Amount{Percent: 10}, Mount: Mount{DiskQuota: cache.Quota{Percent: 80}, AllowOther: os.Getuid() == 0, Drain: fuse.DefaultDrain}}
 	flags := []cli.Flag{
 		boolFlag(&m.foreground, "foreground", "stay in the foreground"),
 		textFlag(&m.logFile, "logFile", "`FILE` for the log of a mount in the background; else one in ~/.flexfs/mount"),
@@ -45,6 +48,8 @@ func mountCommand() *cli.Command {
 		boolFlag(&m.NoExec, "noExec", "programs on it cannot be run"),
 		boolFlag(&m.NoSUID, "noSUID", "set-user-ID and set-group-ID bits have no effect"),
 		boolFlag(&m.NonEmpty, "nonEmpty", "mount on a folder that has files, which are hidden meanwhile"),
+		durationFlag(&m.GiveUp, "giveUp", "`TIME` for which calls wait for a metadata service or bucket that is out of reach, before they fail with EIO until it is back; 0s is for ever, but a signal ends a wait"),
+		durationFlag(&m.Drain, "drainTimeout", "`TIME` for which a mount that is unmounted, or told to end, tries to store what was written; what is not stored then is lost, and named"),
 		debugFlag(&m.DebugAddr),
 		&cli.GenericFlag{Name: "options", Aliases: []string{"o"}, Usage: "`OPTIONS` as mount(8) has them: flags without dashes, comma-separated",
 			Value: &setting[string]{dst: &m.options, parse: noText, format: noFormat}},
@@ -119,7 +124,30 @@ func (m *mounting) serve(ctx context.Context, r *reporter) (err error) {
 	}
 	r.say(m.Chosen())
 	r.ready()
+	defer m.onSignals()()
 	return m.Serve(ctx)
+}
+
+// onSignals has a second signal to end hurry the end, and a terminal that goes
+// away change nothing. The function returned undoes it.
+func (m *mounting) onSignals() (undo func()) {
+	signal.Ignore(syscall.SIGHUP)
+	again := make(chan os.Signal, 2)
+	signal.Notify(again, os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
+	done := make(chan struct{})
+	go func() {
+		for range 2 { // the first is what ends ctx
+			select {
+			case <-again:
+			case <-done:
+				return
+			}
+		}
+		m.Log.Warn("told to end once more: what is not stored yet is given up")
+		signal.Stop(again) // a third ends the process
+		m.Hurry()
+	}()
+	return func() { signal.Stop(again); close(done) }
 }
 
 // startBackground runs the mount in a process of its own and waits until it

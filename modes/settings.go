@@ -42,8 +42,10 @@ func (f *feed[T]) first(ctx context.Context) (admin.Fetched[T], error) {
 	case err == nil:
 		f.keep(got.Settings)
 		return got, nil
-	case errors.As(err, &refused) && refused.Status < 500 || f.file == "":
+	case errors.As(err, &refused) && refused.Status < 500:
 		return got, fmt.Errorf("settings: %w", err)
+	case f.file == "":
+		return got, fmt.Errorf("settings: %w (a mount needs admin to start; later it goes on without)", err)
 	}
 	var noFile error
 	if got.Settings, noFile = f.kept(); noFile != nil {

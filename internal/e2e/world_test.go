@@ -72,7 +72,7 @@ type proc struct {
 // A shape says what a world is made of. The zero value is a group of two proxies
 // and one mount, with a folder as bucket.
 type shape struct {
-	proxies    int // 0: 2
+	proxies    int // 0: 2; negative: there is no group
 	mounts     int // 0: 1
 	mountFlags []string
 	faulty     bool   // the mounts and the proxies reach proxies by lines that can fail: see world.lines
@@ -115,7 +115,9 @@ func newWorldOf(t *testing.T, s shape) *world {
 		volume = append(volume, "--blockSize", s.blockSize)
 	}
 	w.create("volume", volume...)
-	w.startProxies(cmp.Or(s.proxies, 2), s.faulty)
+	if s.proxies >= 0 {
+		w.startProxies(cmp.Or(s.proxies, 2), s.faulty)
+	}
 	token := w.create("volume-token", "--volumeID", "v")
 	w.mountToken = w.tokenFile("volume-token", token["id"])
 	w.mountFlags = s.mountFlags
@@ -275,6 +277,24 @@ func (w *world) setLines(line faultnet.Line) {
 			w.t.Fatal(err)
 		}
 	}
+}
+
+// ends waits for a process to end by itself and returns its exit code.
+func (w *world) ends(name string) int {
+	w.t.Helper()
+	p := w.procs[name]
+	waitFor(p.cmd, patience)
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// log returns what a process logged.
+func (w *world) log(name string) string {
+	w.t.Helper()
+	b, err := os.ReadFile(w.path(name + ".log"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(b)
 }
 
 // stop ends a process as an operator does.
