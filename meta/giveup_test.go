@@ -73,9 +73,11 @@ func TestAClientGivesUpAServiceThatStaysAway(t *testing.T) {
 func TestAClientGivesUpAnAnswerThatDoesNotCome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newToy()
+		over := make(chan struct{})
+		defer close(over)
 		h.serve = func(ctx context.Context, req *meta.Request) *meta.Reply {
 			if req.Op == meta.OpStatfs {
-				<-ctx.Done()
+				<-over
 			}
 			return nil
 		}
