@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"slices"
 	"sync"
 	"syscall"
 
@@ -17,9 +18,9 @@ import (
 type dirHandle struct {
 	in *inode
 
-	mu    sync.Mutex
-	parts []dirPart // ascending; the first begins at 0
-	last  dirPart   // with its entries
+	mu     sync.Mutex
+	parts  []dirPart // ascending; the first begins at 0
+	recent []dirPart // the last few that were read, with their entries, newest last
 }
 
 // A dirPart is a stretch of a listing.
@@ -32,6 +33,10 @@ type dirPart struct {
 
 // dirLimit is how many entries are asked for at a time.
 const dirLimit = 1000
+
+// maxRecent bounds the parts that a handle keeps, for programs that seek in a
+// directory: some 200 bytes per entry.
+const maxRecent = 4
 
 func (c *call) openDir(op *fuseops.OpenDirOp) error {
 	fs := c.fs
@@ -189,15 +194,17 @@ func (d *dirHandle) dot(c *call, i uint64) meta.Entry {
 // held: one reader at a time asks.
 func (d *dirHandle) from(c *call, n uint64) ([]meta.Entry, error) {
 	if n == 0 { // rewound: what is there now
-		d.parts, d.last = []dirPart{{}}, dirPart{}
+		d.parts, d.recent = []dirPart{{}}, nil
 	}
 	for {
-		l := &d.last
-		if l.entries != nil && n >= l.first && n < l.first+uint64(len(l.entries)) {
-			return l.entries[n-l.first:], nil
-		}
-		if l.entries != nil && l.eof && n >= l.first+uint64(len(l.entries)) {
-			return nil, nil
+		for _, p := range slices.Backward(d.recent) {
+			end := p.first + uint64(len(p.entries))
+			switch {
+			case n >= p.first && n < end:
+				return p.entries[n-p.first:], nil
+			case p.eof && n >= end:
+				return nil, nil
+			}
 		}
 		i := len(d.parts) - 1
 		for d.parts[i].first > n {
@@ -209,6 +216,14 @@ func (d *dirHandle) from(c *call, n uint64) ([]meta.Entry, error) {
 	}
 }
 
+// keep keeps a part that was read.
+func (d *dirHandle) keep(p dirPart) {
+	if len(d.recent) == maxRecent {
+		d.recent = slices.Delete(d.recent, 0, 1)
+	}
+	d.recent = append(d.recent, p)
+}
+
 // fetch reads part i, and notes where the next begins.
 func (d *dirHandle) fetch(c *call, i int) error {
 	fs := c.fs
@@ -217,10 +232,9 @@ func (d *dirHandle) fetch(c *call, i int) error {
 	gone := in.gone
 	in.mu.Unlock()
 	p := d.parts[i]
-	p.entries = []meta.Entry{}
 	if gone {
 		p.eof = true
-		d.last = p
+		d.keep(p)
 		return nil
 	}
 	seq := fs.invals.now()
@@ -228,7 +242,7 @@ func (d *dirHandle) fetch(c *call, i int) error {
 	if err != nil {
 		if refusal(err) == syscall.ENOENT {
 			p.eof = true
-			d.last = p
+			d.keep(p)
 			return nil
 		}
 		return err
@@ -242,7 +256,7 @@ func (d *dirHandle) fetch(c *call, i int) error {
 	fs.sweepListed(len(rep.Entries))
 	p.entries = append(p.entries, rep.Entries...)
 	p.eof = rep.EOF || len(rep.Entries) == 0
-	d.last = p
+	d.keep(p)
 	if i == len(d.parts)-1 && !p.eof {
 		d.parts = append(d.parts, dirPart{
 			first: p.first + uint64(len(p.entries)),

@@ -116,7 +116,7 @@ func (fs *FS) mountConfig() *fuse.MountConfig {
 		}
 	}
 	flags := uint64(fuse.InitAutoInvalData | fuse.InitHandleKillprivV2 | fuse.InitDirectIOAllowMmap |
-		fuse.InitPosixACL | fuse.InitDontMask | fuse.InitSetxattrExt)
+		fuse.InitPosixACL | fuse.InitDontMask | fuse.InitSetxattrExt | fuse.InitExportSupport)
 	if fs.vol().At == 0 { // in the past nobody is there to lock it against: locks are the kernel's
 		flags |= fuse.InitPosixLocks | fuse.InitFlockLocks
 	}

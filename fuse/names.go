@@ -19,6 +19,12 @@ func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	if len(op.Name) > meta.MaxName {
 		return syscall.ENAMETOOLONG
 	}
+	switch op.Name {
+	case ".":
+		return c.lookUpHandle(dir, op)
+	case "..":
+		return c.lookUpParent(dir, op)
+	}
 	if done, err := c.lookUpCached(dir, op); done {
 		return err
 	}
@@ -38,6 +44,36 @@ func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	}
 	child := c.found(dir, op.Name, rep, seq)
 	c.entry(dir, child, op.Name, &op.Entry)
+	return nil
+}
+
+// lookUpHandle finds an inode by its number, for open_by_handle_at(2) and NFS
+// servers.
+func (c *call) lookUpHandle(in *inode, op *fuseops.LookUpInodeOp) error {
+	err := c.attrOf(in)
+	in.mu.Lock()
+	removed := in.gone && in.opens == 0
+	in.mu.Unlock()
+	if err == nil && removed {
+		err = syscall.ESTALE
+	}
+	if err != nil {
+		c.fs.drop(in)
+		return err
+	}
+	c.entry(in, in, op.Name, &op.Entry)
+	return nil
+}
+
+// lookUpParent finds the parent of a directory that was found by its number.
+func (c *call) lookUpParent(dir *inode, op *fuseops.LookUpInodeOp) error {
+	fs := c.fs
+	seq := fs.invals.now()
+	rep, err := c.do(&meta.Request{Op: meta.OpLookup, Ino: dir.ino, Name: op.Name})
+	if err != nil {
+		return err
+	}
+	c.entry(dir, fs.learn(&rep.Attr, rep.Block, rep.Cache, seq), op.Name, &op.Entry)
 	return nil
 }
 
