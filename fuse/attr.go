@@ -33,8 +33,8 @@ func (c *call) setAttributes(op *fuseops.SetInodeAttributesOp) error {
 			return err
 		}
 	}
-	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Time: now()}
-	setAttr(req, op)
+	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino}
+	setAttr(req, op, fs.meta.Now())
 	if req.Set != 0 {
 		if err := c.setattr(in, req); err != nil {
 			return err
@@ -45,8 +45,9 @@ func (c *call) setAttributes(op *fuseops.SetInodeAttributesOp) error {
 	return nil
 }
 
-// setAttr says in req what op changes, except for the size.
-func setAttr(req *meta.Request, op *fuseops.SetInodeAttributesOp) {
+// setAttr says in req what op changes, except for the size. It is now at the
+// service.
+func setAttr(req *meta.Request, op *fuseops.SetInodeAttributesOp, now meta.Time) {
 	if op.Mode != nil {
 		req.Set |= meta.SetMode
 		req.Attr.Mode = unixMode(*op.Mode) &^ syscall.S_IFMT
@@ -66,7 +67,7 @@ func setAttr(req *meta.Request, op *fuseops.SetInodeAttributesOp) {
 		switch {
 		case isNow:
 			req.Set |= bit
-			*to = req.Time
+			*to = now
 		case t != nil:
 			req.Set |= bit
 			*to = meta.TimeOf(*t)
@@ -115,8 +116,7 @@ func (c *call) truncate(in *inode, size uint64, killPriv bool) error {
 	if err := in.waitUploads(ctx); err != nil {
 		return err
 	}
-	t := now()
-	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize, Time: t}
+	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize}
 	req.Attr.Size = size
 	if killPriv {
 		req.Set |= meta.SetKillPriv
@@ -140,7 +140,7 @@ func (c *call) truncate(in *inode, size uint64, killPriv bool) error {
 	}
 	fs.cut(in, size)
 	if in.content.wrote {
-		in.content.mtime = t
+		in.content.mtime = rep.Attr.Mtime
 	}
 	in.mu.Unlock()
 	fs.cleaned(in)
@@ -330,7 +330,7 @@ func (c *call) setXattr(op *fuseops.SetXattrOp) error {
 	}
 	req := &meta.Request{
 		Op: meta.OpSetxattr, Ino: meta.Ino(op.Inode), Name: op.Name,
-		Data: append([]byte(nil), op.Value...), Flags: op.Flags, Time: now(),
+		Data: append([]byte(nil), op.Value...), Flags: op.Flags,
 	}
 	if op.KillSgid {
 		req.Set = meta.SetKillSgid
@@ -345,7 +345,7 @@ func (c *call) removeXattr(op *fuseops.RemoveXattrOp) error {
 	case !xattrAllowed(op.Name):
 		return syscall.EOPNOTSUPP
 	}
-	return c.changeXattr(&meta.Request{Op: meta.OpRemovexattr, Ino: meta.Ino(op.Inode), Name: op.Name, Time: now()})
+	return c.changeXattr(&meta.Request{Op: meta.OpRemovexattr, Ino: meta.Ino(op.Inode), Name: op.Name})
 }
 
 func (c *call) changeXattr(req *meta.Request) error {

@@ -187,8 +187,9 @@ func (ct *content) overlay(a *meta.Attr) {
 		return
 	}
 	a.Size = max(a.Size, ct.end)
-	// As a commit will: a later time stays, if it was not set to lie ahead.
-	if ct.carry&meta.SetMtime == 0 && (ct.mtime.Compare(a.Mtime) > 0 || a.Mtime.Compare(now()) > 0) {
+	// As a commit will: a later time stays, if it was not set to lie ahead of when
+	// it was set.
+	if ct.carry&meta.SetMtime == 0 && (ct.mtime.Compare(a.Mtime) > 0 || a.Mtime.Compare(a.Ctime) > 0) {
 		a.Mtime = ct.mtime
 	}
 	if ct.mtime.Compare(a.Ctime) > 0 {

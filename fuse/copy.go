@@ -148,7 +148,7 @@ func (c *call) cloneBlocks(ctx context.Context, r *copying, blocks uint32, n uin
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{
 		Op: meta.OpClone, Ino: r.from.ino, Index: uint32(r.off / bs), Ino2: in.ino, Index2: uint32(r.dst / bs),
-		Limit: blocks, Size: r.dst + n, Time: now(),
+		Limit: blocks, Size: r.dst + n,
 	})
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -38,6 +38,9 @@ type Meta interface {
 	// LeaseUntil is when what the service told stops being true without word
 	// from it.
 	LeaseUntil() time.Time
+
+	// Now is the service's time, as far as it is known, and not ahead of it.
+	Now() meta.Time
 }
 
 // A Config says what a mount is made of. Meta, Blocks and Volume must be set.
@@ -281,6 +284,3 @@ func (c *call) do(req *meta.Request) (*meta.Reply, error) {
 	c.fs.stats.Requests.Add(1)
 	return c.fs.meta.Do(c.wait(), req)
 }
-
-// now is the time of a change.
-func now() meta.Time { return meta.TimeOf(time.Now()) }

@@ -140,7 +140,7 @@ func (c *call) make(parent fuseops.InodeID, name string, req *meta.Request, e *f
 		return nil, syscall.ENAMETOOLONG
 	}
 	dir := fs.node(parent)
-	req.Op, req.Ino, req.Name, req.Time = meta.OpMake, dir.ino, name, now()
+	req.Op, req.Ino, req.Name = meta.OpMake, dir.ino, name
 	seq := fs.invals.now()
 	rep, err := c.do(req)
 	if err != nil {
@@ -202,7 +202,7 @@ func (c *call) createNameless(op *fuseops.CreateFileOp, req *meta.Request) error
 	if fs.readOnly() {
 		return syscall.EROFS
 	}
-	req.Op, req.Ino, req.Time = meta.OpMake, meta.Ino(op.Parent), now()
+	req.Op, req.Ino = meta.OpMake, meta.Ino(op.Parent)
 	seq := fs.invals.now()
 	rep, err := c.do(req)
 	if err != nil {
@@ -228,7 +228,7 @@ func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 		return err
 	}
 	seq := fs.invals.now()
-	rep, err := c.do(&meta.Request{Op: meta.OpLink, Ino: target.ino, Ino2: dir.ino, Name: op.Name, Time: now()})
+	rep, err := c.do(&meta.Request{Op: meta.OpLink, Ino: target.ino, Ino2: dir.ino, Name: op.Name})
 	if err != nil {
 		if !answered(err) {
 			fs.doubt(dir, op.Name)
@@ -278,7 +278,7 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 	}
 	dir := fs.node(parent)
 	seq := fs.invals.now()
-	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name, Time: now()})
+	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name})
 	if err != nil {
 		if !answered(err) {
 			fs.doubtName(dir, name)
@@ -366,7 +366,7 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{
 		Op: meta.OpRename, Ino: from.ino, Name: op.OldName, Ino2: to.ino, Name2: op.NewName,
-		Flags: op.Flags, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Time: now(),
+		Flags: op.Flags, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid,
 	})
 	if err != nil {
 		if !answered(err) {

@@ -228,7 +228,7 @@ func (c *call) killPriv(in *inode) error {
 	if mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 {
 		return nil
 	}
-	err := c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetKillPriv, Time: now()})
+	err := c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetKillPriv})
 	c.fs.kernel.Attrs(in.ino) // it expects other times and sizes after a write, but no other mode
 	return err
 }
@@ -319,7 +319,7 @@ func (c *call) zero(in *inode, from, to uint64) error {
 		to = last * bs
 	}
 	fs.punchLocked(in, from, to, first, last)
-	in.content.note(0, 0, false)
+	in.content.note(0, 0, false, fs.meta.Now())
 	needless := in.valid && in.content.complete() && in.content.next(uint32(first)) >= last
 	in.mu.Unlock()
 	fs.markDirty(in)
@@ -373,7 +373,7 @@ func (c *call) punch(in *inode, first, last uint32) error {
 	}
 	defer in.unlock()
 	seq := fs.invals.now()
-	rep, err := c.do(&meta.Request{Op: meta.OpPunch, Ino: in.ino, Index: first, Index2: last, Time: now()})
+	rep, err := c.do(&meta.Request{Op: meta.OpPunch, Ino: in.ino, Index: first, Index2: last})
 	if err != nil {
 		if !answered(err) {
 			fs.doubt(in)

@@ -19,7 +19,7 @@ func (c *call) removeTree(dir *inode, name string) error {
 		return syscall.ENAMETOOLONG
 	}
 	seq := fs.invals.now()
-	rep, err := c.do(&meta.Request{Op: meta.OpRemoveTree, Ino: dir.ino, Name: name, Time: now()})
+	rep, err := c.do(&meta.Request{Op: meta.OpRemoveTree, Ino: dir.ino, Name: name})
 	if err != nil {
 		if !answered(err) {
 			fs.doubtName(dir, name)

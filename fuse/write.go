@@ -46,7 +46,7 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 		}
 	}
 	took := fs.writeLocked(in, off, p)
-	in.content.note(off, off+uint64(len(p)), app)
+	in.content.note(off, off+uint64(len(p)), app, fs.meta.Now())
 	in.mu.Unlock()
 	fs.budget.release(need - took)
 	fs.markDirty(in)
@@ -93,8 +93,8 @@ func (ct *content) dirtyBlock(idx uint32) *dirty {
 	return d
 }
 
-// note keeps account of a write.
-func (ct *content) note(off, end uint64, app bool) {
+// note keeps account of a write. It is now at the service.
+func (ct *content) note(off, end uint64, app bool, now meta.Time) {
 	switch {
 	case !app:
 		ct.run = appendRun{}
@@ -110,7 +110,7 @@ func (ct *content) note(off, end uint64, app bool) {
 	}
 	ct.writes++
 	ct.end = max(ct.end, end)
-	ct.mtime = now()
+	ct.mtime = now
 	ct.carry &^= meta.SetMtime
 }
 

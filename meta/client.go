@@ -93,8 +93,11 @@ type Client struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	epoch time.Time    // what lease counts from
-	lease atomic.Int64 // end of the lease, ns after epoch; 0: none
+	epoch     time.Time    // what lease counts from
+	lease     atomic.Int64 // end of the lease, ns after epoch; 0: none
+	leaseWall atomic.Int64 // the same by the clock on the wall, ns since 1970
+	wall      func() time.Time
+	clock     clock // the service's
 
 	mu      sync.Mutex
 	link    *link         // nil while there is no connection
@@ -117,6 +120,7 @@ func NewClient(cfg ClientConfig) *Client {
 		reads:   make(chan struct{}, maxReads),
 		waits:   make(chan struct{}, MaxWaits),
 		epoch:   time.Now(),
+		wall:    time.Now,
 		changed: make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -194,14 +198,19 @@ func (c *Client) Volume() Volume {
 
 // LeaseUntil returns the moment until which what the service allowed to cache
 // may be believed: a lease time after the sending of the last request that was
-// answered. It is zero while there is no session.
+// answered. It is zero while there is no session, and after a sleep of the
+// machine, during which the monotonic clock stands still, until a new answer.
 func (c *Client) LeaseUntil() time.Time {
 	d := c.lease.Load()
-	if d == 0 {
+	if d == 0 || c.slept() {
 		return time.Time{}
 	}
 	return c.epoch.Add(time.Duration(d))
 }
+
+// slept reports whether the lease has ended by the clock on the wall, whatever the
+// monotonic clock says: the machine slept, or that clock was set.
+func (c *Client) slept() bool { return c.wall().UnixNano() > c.leaseWall.Load() }
 
 // LeaseValid reports whether LeaseUntil is to come.
 func (c *Client) LeaseValid() bool { return time.Now().Before(c.LeaseUntil()) }
@@ -211,8 +220,28 @@ func (c *Client) extend(sent time.Time, lease time.Duration) {
 	until := int64(sent.Add(lease).Sub(c.epoch))
 	for {
 		old := c.lease.Load()
-		if until <= old || c.lease.CompareAndSwap(old, until) {
+		if until <= old {
 			return
+		}
+		if c.lease.CompareAndSwap(old, until) {
+			c.leaseWall.Store(sent.Add(lease).UnixNano())
+			return
+		}
+	}
+}
+
+// Now returns the service's time, as far as it is known: it is not ahead of it.
+func (c *Client) Now() Time { return c.clock.at(time.Since(c.epoch)) }
+
+// hear learns from a reply what time it is at the service.
+func (c *Client) hear(sent time.Time, r *Reply) {
+	now := time.Since(c.epoch)
+	if r.Time != (Time{}) {
+		c.clock.heard(r.Time, sent.Sub(c.epoch), now)
+	}
+	for _, t := range [...]Time{r.Attr.Ctime, r.Parent.Ctime} {
+		if t != (Time{}) {
+			c.clock.saw(t, now)
 		}
 	}
 }
@@ -556,6 +585,7 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 	c.session, c.last, c.volume = s, s.id, reply.VolumeInfo
 	c.mu.Unlock()
 	c.extend(sent, reply.Lease)
+	c.hear(sent, reply)
 	return nil
 }
 

@@ -826,7 +826,8 @@ func (r *Reply) fields(b []byte) []byte {
 	b = putBytes(b, 20, r.Secret)
 	b = putUint(b, 21, uint64(r.Version))
 	b = putInt(b, 22, int64(r.Lease))
-	return putMessage(b, 23, &r.VolumeInfo, false)
+	b = putMessage(b, 23, &r.VolumeInfo, false)
+	return putMessage(b, 24, &r.Time, false)
 }
 
 func (r *Reply) field(num uint64, d *decoder) {
@@ -878,6 +879,8 @@ func (r *Reply) field(num uint64, d *decoder) {
 		r.Lease = time.Duration(d.int64())
 	case 23:
 		d.sub(&r.VolumeInfo)
+	case 24:
+		d.sub(&r.Time)
 	}
 }
 

@@ -87,6 +87,7 @@ func (l *link) replied(h header, body []byte) error {
 		l.client.outlived(&Error{Op: k.op, Errno: a.reply.Errno, Msg: a.reply.Msg})
 	default:
 		l.client.extend(k.sent, l.lease)
+		l.client.hear(k.sent, a.reply)
 	}
 	k.finish(a)
 	return nil
@@ -122,12 +123,17 @@ func (l *link) pushed(h header, body []byte) error {
 	return nil
 }
 
+// clockTicks is after how many ticks, each a sixth of a lease, the service is asked
+// for its time at least: the clocks of two machines do not run alike.
+const clockTicks = 18
+
 // watch keeps the session, and closes a connection that has fallen silent: a
 // third of a lease after the last answered request it asks for a sign of life,
 // and after two thirds without one it gives the connection up.
 func (l *link) watch() {
 	tick := time.NewTicker(l.lease / 6)
 	defer tick.Stop()
+	asked := 0 // ticks since the last question
 	for {
 		select {
 		case <-tick.C:
@@ -139,7 +145,13 @@ func (l *link) watch() {
 			l.close(fmt.Errorf("meta: the service is silent for %v", silent.Round(time.Millisecond)))
 			return
 		}
-		if time.Until(l.client.LeaseUntil()) <= l.lease*5/6 {
+		if l.client.slept() {
+			l.close(errors.New("meta: this machine slept, or its clock was set"))
+			return // and what is cached, here and in the kernel, goes with the connection
+		}
+		asked++
+		if time.Until(l.client.LeaseUntil()) <= l.lease*5/6 || asked == clockTicks {
+			asked = 0
 			l.start(context.Background(), &Request{Op: OpPing}) // answered or not: heard and lease tell
 		}
 	}

@@ -330,7 +330,7 @@ type Request struct {
 	Flags          uint32
 	Set            SetMask
 	Attr           Attr
-	Time           Time // of the change, by the client's clock; zero: the server's
+	Time           Time // of a commit, by the server's clock as the client knows it; zero, and in other changes: now
 	Size           uint64
 	Index, Index2  uint32
 	Limit          uint32
@@ -391,6 +391,8 @@ type Reply struct {
 	Version    uint32
 	Lease      time.Duration
 	VolumeInfo Volume
+
+	Time Time // the server's, in an answer to OpHello and OpPing
 }
 
 // An Error is an operation that the metadata service refused. The errno is the

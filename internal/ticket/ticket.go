@@ -68,7 +68,8 @@ func Verify(text string, keys []ed25519.PublicKey, now time.Time) (Ticket, error
 		return Ticket{}, fmt.Errorf("ticket: %w: %v", ErrInvalid, err)
 	}
 	if now.Unix() >= t.Expires {
-		return Ticket{}, fmt.Errorf("ticket: %w at %v", ErrExpired, time.Unix(t.Expires, 0).UTC())
+		return Ticket{}, fmt.Errorf("ticket: %w at %v, and here it is %v: admin gives new ones all the time, so a clock may be wrong",
+			ErrExpired, time.Unix(t.Expires, 0).UTC(), now.UTC().Truncate(time.Second))
 	}
 	return t, nil
 }

@@ -143,8 +143,8 @@ func (v *volume) transact(ctx context.Context, s *session, req *meta.Request, in
 			locked: inos, inodes: make(map[meta.Ino]*loaded),
 		}
 		c.retention = v.retention(c.second)
-		if c.time == (meta.Time{}) {
-			c.time = meta.TimeOf(time.Now())
+		if now := meta.TimeOf(time.Now()); c.time == (meta.Time{}) || c.time.Compare(now) > 0 {
+			c.time = now // a client's clock does not set times ahead
 		}
 		if err := c.stamp(len(locks) > len(inos)); err != nil {
 			return err

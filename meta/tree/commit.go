@@ -6,7 +6,6 @@ import (
 	"math"
 	"slices"
 	"syscall"
-	"time"
 
 	"flexfs/meta"
 	"flexfs/meta/engine"
@@ -33,9 +32,9 @@ func (s *session) commit(ctx context.Context, req *meta.Request) (*meta.Reply, e
 				return nil, err
 			}
 		}
-		was := in.Mtime
+		was, ctime := in.Mtime, in.Ctime
 		c.touchData(in)
-		if was.Compare(c.time) > 0 && was.Compare(meta.TimeOf(time.Now())) <= 0 {
+		if was.Compare(c.time) > 0 && was.Compare(ctime) <= 0 {
 			in.Mtime = was // others changed the file after it was written here
 		}
 		if err := c.setAttr(in, req.Set&^meta.SetSize, &req.Attr); err != nil {

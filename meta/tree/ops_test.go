@@ -589,12 +589,15 @@ func TestTimesDoNotGoBackWithACommit(t *testing.T) {
 	}
 	now := time.Now().Unix()
 	commit(at(now - 10))
-	c.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode, Time: at(now + 5)})
-	if a := commit(at(now - 20)); a.Mtime != at(now-10) || a.Ctime != at(now+5) {
+	c.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode, Time: at(now - 5)})
+	if a := commit(at(now - 20)); a.Mtime != at(now-10) || a.Ctime != at(now-5) {
 		t.Errorf("mtime %v, ctime %v after the commit of an older write; now is %d", a.Mtime, a.Ctime, now)
 	}
 	c.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMtime, Attr: meta.Attr{Mtime: at(now + 1000)}, Time: at(now)})
 	if a := commit(at(now)); a.Mtime != at(now) {
 		t.Errorf("mtime %v after a write to a file with one in the future; now is %d", a.Mtime, now)
+	}
+	if a := commit(at(now + 1<<30)); a.Mtime.Sec > time.Now().Unix() || a.Mtime.Sec < now {
+		t.Errorf("mtime %v after a write by a client whose clock is years ahead; now is %d", a.Mtime, now)
 	}
 }

@@ -240,10 +240,11 @@ func (s *session) ask(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 
 // ping keeps the session, unless it sees what is not known any more.
 func (s *session) ping(ctx context.Context) (*meta.Reply, error) {
+	reply := &meta.Reply{Time: meta.TimeOf(time.Now())}
 	if s.at == 0 {
-		return &meta.Reply{}, nil
+		return reply, nil
 	}
-	return &meta.Reply{}, s.v.view(ctx, s.at, func(engine.Reader) error { return nil })
+	return reply, s.v.view(ctx, s.at, func(engine.Reader) error { return nil })
 }
 
 // do does a change.

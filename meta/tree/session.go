@@ -177,7 +177,7 @@ func (v *volume) begin(ctx context.Context, req *meta.Request, grant Grant) (*se
 func (v *volume) welcome(s *session, version uint32, cached bool) *meta.Reply {
 	cfg := v.config.Load()
 	return &meta.Reply{
-		Session: s.id, Secret: s.secret, Version: version, Lease: v.srv.cfg.Lease, Cache: cached,
+		Session: s.id, Secret: s.secret, Version: version, Lease: v.srv.cfg.Lease, Cache: cached, Time: meta.TimeOf(time.Now()),
 		VolumeInfo: meta.Volume{
 			ID: v.id, Name: cfg.Name, BlockSize: v.blockSize, InlineMax: cfg.InlineMax, ReadOnly: s.readOnly(), At: s.at,
 		},
