@@ -87,8 +87,7 @@ func (fs *FS) writeOut(ctx context.Context) {
 	}
 }
 
-// flushQuietly flushes for nobody in particular. What is lost is kept to be told
-// to the next fsync or close.
+// flushQuietly flushes for nobody in particular.
 func (fs *FS) flushQuietly(ctx context.Context, in *inode) {
 	err := fs.flush(ctx, in)
 	if err == nil || ctx.Err() != nil {
@@ -98,11 +97,8 @@ func (fs *FS) flushQuietly(ctx context.Context, in *inode) {
 	if fs.away() > 0 { // who is away was said once, and that every file waits need not be
 		level = slog.LevelDebug
 	}
-	fs.log.Log(ctx, level, "written data could not be stored yet", "file", fs.where(in), "err", err)
-	if final(refusal(err)) {
-		in.mu.Lock()
-		in.content.err = err
-		in.mu.Unlock()
+	if !final(refusal(err)) { // else flush told
+		fs.log.Log(ctx, level, "written data could not be stored yet", "file", fs.where(in), "err", err)
 	}
 }
 

@@ -31,7 +31,7 @@ type content struct {
 	times  meta.Attr // atime and mtime that were set after the last write
 	run    appendRun
 
-	err   error         // a loss that nobody was told of yet
+	loss  loss
 	mutex chan struct{} // one flush, commit or truncation at a time; see lock
 }
 
@@ -157,7 +157,7 @@ func (ct *content) busy() bool {
 }
 
 // idle reports whether a flush has nothing to do.
-func (ct *content) idle() bool { return !ct.busy() && ct.err == nil }
+func (ct *content) idle() bool { return !ct.busy() }
 
 func (ct *content) forgetMap() {
 	ct.blockMap = blockMap{}

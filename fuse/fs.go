@@ -122,6 +122,10 @@ type FS struct {
 	statfs   atomic.Pointer[meta.Statfs]
 	locking  chan struct{} // an element per lock that is waited for
 
+	full       atomic.Bool  // the volume had no space lately: see room
+	unlooked   atomic.Int64 // bytes written since the space was looked at
+	spaceEvery int64
+
 	teaching atomic.Bool // the kernel is being told about polling
 }
 
@@ -188,6 +192,8 @@ func New(cfg Config) *FS {
 		wake:     make(chan struct{}, 1),
 		locking:  make(chan struct{}, maxLockWaits),
 		left:     leftLocks{work: make(chan struct{}, 1)},
+
+		spaceEvery: spaceEvery,
 	}
 	fs.ctx, fs.cancel = context.WithCancel(context.Background())
 	fs.calls, fs.cutCalls = context.WithCancel(fs.ctx)

@@ -15,6 +15,7 @@ import (
 type handle struct {
 	in     *inode
 	flags  uint32 // of open(2)
+	knows  uint64 // losses that it was told of, or that were before it; guarded by in.mu
 	stream stream
 }
 
@@ -30,7 +31,11 @@ func (fs *FS) addHandle(in *inode, flags uint32) fuseops.HandleID {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	fs.lastID++
-	fs.handles[fs.lastID] = &handle{in: in, flags: flags}
+	h := &handle{in: in, flags: flags}
+	in.mu.Lock()
+	h.knows = in.content.loss.knows()
+	in.mu.Unlock()
+	fs.handles[fs.lastID] = h
 	return fuseops.HandleID(fs.lastID)
 }
 
@@ -100,26 +105,48 @@ func (in *inode) tryOpen(fs *FS) bool {
 
 // flushFile is called for every close(2) of a descriptor.
 func (c *call) flushFile(op *fuseops.FlushFileOp) error {
-	in := c.fs.node(op.Inode)
-	err := c.sync(in)
-	if e := c.flushLocks(in, op.LockOwner); err == nil {
-		err = e
+	h, err := c.fs.handle(op.Handle)
+	if err != nil {
+		return err
 	}
-	return err
+	err = c.sync(h.in)
+	if h.flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		err = first(h.tell(), err)
+	}
+	return first(err, c.flushLocks(h.in, op.LockOwner))
+}
+
+// first returns the first error that there is.
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *call) syncFile(op *fuseops.SyncFileOp) error {
 	if op.Directory {
 		return nil // what the service answered is on stable storage
 	}
-	in := c.fs.node(op.Inode)
-	in.mu.Lock()
-	idle := in.content.idle()
-	in.mu.Unlock()
-	if idle {
-		return nil
+	h, err := c.fs.handle(op.Handle)
+	if err != nil {
+		return err
 	}
-	return c.fs.flush(c.wait(), in) // of a file without a name, too: it may get one
+	return c.fsync(h)
+}
+
+// fsync makes what was written durable and visible, and tells what was lost.
+func (c *call) fsync(h *handle) error {
+	h.in.mu.Lock()
+	idle := h.in.content.idle()
+	h.in.mu.Unlock()
+	var err error
+	if !idle { // of a file without a name, too: it may get one
+		err = c.fs.flush(c.wait(), h.in)
+	}
+	return first(h.tell(), err)
 }
 
 // sync makes what was written to the file durable and visible.
@@ -208,14 +235,30 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 			return err
 		}
 	}
-	app := uint32(op.OpenFlags)&syscall.O_APPEND != 0 && !op.FromCache
+	flags := uint32(op.OpenFlags)
+	app := flags&syscall.O_APPEND != 0 && !op.FromCache
+	if !op.FromCache {
+		if err := c.room(h.in, uint64(op.Offset), len(op.Data), app); err != nil {
+			return err
+		}
+	}
 	if err := c.write(h.in, uint64(op.Offset), op.Data, app); err != nil {
 		return err
+	}
+	// The kernel asks for it by itself after writes through its page cache.
+	if flags&syscall.O_DSYNC != 0 && h.direct() && !op.FromCache {
+		if err := c.fsync(h); err != nil {
+			return err
+		}
 	}
 	c.fs.stats.Writes.Add(1)
 	c.fs.stats.WriteBytes.Add(int64(len(op.Data)))
 	return nil
 }
+
+// direct reports whether the kernel passes reads and writes on as they are.
+// Appends are, since only the service knows where the file ends.
+func (h *handle) direct() bool { return h.flags&syscall.O_APPEND != 0 }
 
 // killPriv clears the set-id bits before an ordinary user's write.
 func (c *call) killPriv(in *inode) error {

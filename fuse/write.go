@@ -337,7 +337,7 @@ func (fs *FS) flush(ctx context.Context, in *inode) error {
 		switch e := refusal(err); {
 		case err == nil:
 			fs.cleaned(in)
-			return fs.takeErr(in)
+			return nil
 		case e == syscall.ESTALE, errors.Is(err, errOvertaken):
 			fs.stats.Merges.Add(1)
 			if err := fs.rebase(ctx, in); err != nil {
@@ -348,7 +348,11 @@ func (fs *FS) flush(ctx context.Context, in *inode) error {
 			}
 		case final(e):
 			fs.log.Warn("written data was refused and is lost", "ino", in.ino, "err", err)
+			fs.full.Store(fs.full.Load() || e == syscall.ENOSPC)
 			fs.discard(in)
+			in.mu.Lock()
+			in.lose(err)
+			in.mu.Unlock()
 			fs.cleaned(in)
 			return err
 		default:
@@ -365,15 +369,6 @@ func final(e syscall.Errno) bool {
 		return true
 	}
 	return false
-}
-
-// takeErr returns the loss that nobody was told of yet.
-func (fs *FS) takeErr(in *inode) error {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	err := in.content.err
-	in.content.err = nil
-	return err
 }
 
 // cleaned takes the inode off the list of dirty ones, if it is clean.
@@ -537,7 +532,7 @@ func (fs *FS) renew(ctx context.Context, in *inode, p *pending) error {
 		delete(ct.pend, rec.Index)
 		if !p.unsure {
 			fs.log.Error("written data is lost", "ino", in.ino, "block", rec.Index, "err", errLost)
-			ct.err = errLost
+			in.lose(errLost)
 		}
 	default:
 		if p.uncommitted() {
