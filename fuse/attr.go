@@ -29,7 +29,7 @@ func (c *call) setAttributes(op *fuseops.SetInodeAttributesOp) error {
 	}
 	in := fs.node(op.Inode)
 	if op.Size != nil {
-		if err := c.truncate(in, *op.Size, op.KillSuidgid); err != nil {
+		if err := c.truncate(in, *op.Size, killing(op.KillSuidgid, in, &op.OpContext)); err != nil {
 			return err
 		}
 	}
@@ -102,8 +102,8 @@ func (c *call) setattr(in *inode, req *meta.Request) error {
 	return nil
 }
 
-// truncate makes the file size bytes long.
-func (c *call) truncate(in *inode, size uint64, killPriv bool) error {
+// truncate makes the file size bytes long, and clears set-id bits as kill says.
+func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 	fs := c.fs
 	if size > meta.MaxSize {
 		return syscall.EFBIG
@@ -116,11 +116,8 @@ func (c *call) truncate(in *inode, size uint64, killPriv bool) error {
 	if err := in.waitUploads(ctx); err != nil {
 		return err
 	}
-	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize}
+	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize | kill}
 	req.Attr.Size = size
-	if killPriv {
-		req.Set |= meta.SetKillPriv
-	}
 	seq := fs.invals.now()
 	rep, err := c.do(req)
 	if err != nil {

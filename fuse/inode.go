@@ -3,6 +3,7 @@ package fuse
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 // An inode is one that the kernel knows, or that has unwritten data.
 type inode struct {
 	ino     meta.Ino
-	lookups uint64 // the kernel's references; guarded by FS.mu
+	lookups uint64      // the kernel's references; guarded by FS.mu
+	paged   atomic.Bool // the kernel may have pages of it
 
 	mu      sync.Mutex
 	attr    meta.Attr // the last that was told

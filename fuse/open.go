@@ -74,7 +74,7 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 		in.mu.Unlock()
 	}
 	if flags&syscall.O_TRUNC != 0 {
-		if err := c.truncate(in, 0, op.KillSuidgid); err != nil {
+		if err := c.truncate(in, 0, killing(op.KillSuidgid, in, &op.OpContext)); err != nil {
 			c.fs.closed(in)
 			return err
 		}
@@ -215,6 +215,9 @@ func (c *call) readFile(op *fuseops.ReadFileOp) error {
 	if err != nil {
 		return err
 	}
+	if uint32(op.OpenFlags)&syscall.O_DIRECT == 0 {
+		h.in.paged.Store(true)
+	}
 	data, n, err := c.read(h.in, &h.stream, uint64(op.Offset), int(op.Size))
 	if err != nil {
 		return err
@@ -231,7 +234,7 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 		return err
 	}
 	if op.KillSuidgid {
-		if err := c.killPriv(h.in); err != nil {
+		if err := c.killPriv(h.in, &op.OpContext); err != nil {
 			return err
 		}
 	}
@@ -251,6 +254,11 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 			return err
 		}
 	}
+	if uint32(op.OpenFlags)&syscall.O_DIRECT != 0 && !op.FromCache {
+		c.fs.wroteBelowPages(h.in)
+	} else {
+		h.in.paged.Store(true)
+	}
 	c.fs.stats.Writes.Add(1)
 	c.fs.stats.WriteBytes.Add(int64(len(op.Data)))
 	return nil
@@ -260,8 +268,31 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 // Appends are, since only the service knows where the file ends.
 func (h *handle) direct() bool { return h.flags&syscall.O_APPEND != 0 }
 
+// wroteBelowPages has the kernel ask for the times of a file that it may have
+// pages of, and so drop the pages, after a write with O_DIRECT. It does so by
+// itself only if it waited for the write, not after one of io_submit(2).
+func (fs *FS) wroteBelowPages(in *inode) {
+	if in.paged.Load() {
+		fs.kernel.Attrs(in.ino)
+	}
+}
+
+// killing says which set-id bits go with an ordinary user's change of a file's
+// contents: none if kill is not set.
+func killing(kill bool, in *inode, caller *fuseops.OpContext) meta.SetMask {
+	if !kill {
+		return 0
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if caller.Gid != in.attr.Gid { // as far as is known, not in the group
+		return meta.SetKillPriv | meta.SetKillSgid
+	}
+	return meta.SetKillPriv
+}
+
 // killPriv clears the set-id bits before an ordinary user's write.
-func (c *call) killPriv(in *inode) error {
+func (c *call) killPriv(in *inode, caller *fuseops.OpContext) error {
 	if err := c.attrOf(in); err != nil {
 		return err
 	}
@@ -271,7 +302,7 @@ func (c *call) killPriv(in *inode) error {
 	if mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 {
 		return nil
 	}
-	err := c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetKillPriv})
+	err := c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: killing(true, in, caller)})
 	c.fs.kernel.Attrs(in.ino) // it expects other times and sizes after a write, but no other mode
 	return err
 }
@@ -282,7 +313,7 @@ func (c *call) killPrivFor(caller *fuseops.OpContext, in *inode) error {
 	if caller.Uid == 0 {
 		return nil
 	}
-	return c.killPriv(in)
+	return c.killPriv(in, caller)
 }
 
 // Modes of fallocate(2).
@@ -337,7 +368,7 @@ func (c *call) extend(in *inode, size uint64) error {
 	if err := c.sync(in); err != nil { // truncate is not to cut what is being written beyond
 		return err
 	}
-	return c.truncate(in, size, false)
+	return c.truncate(in, size, 0)
 }
 
 // zero makes the bytes from..to zeros, as far as the file reaches. Whole blocks

@@ -57,7 +57,7 @@ func truncateTo(t *testing.T, fs *FS, in *inode, size uint64) {
 	t.Helper()
 	c := fs.newCall(t.Context(), func() {})
 	defer c.end(true)
-	if err := c.truncate(in, size, false); err != nil {
+	if err := c.truncate(in, size, 0); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -313,7 +313,7 @@ const (
 	SetAtime
 	SetMtime
 	SetKillPriv // clear setuid, and setgid if group-executable, as a write by an ordinary user does
-	SetKillSgid // in an OpSetxattr of an access ACL: clear setgid, as who sets it may not keep it
+	SetKillSgid // clear setgid; also in an OpSetxattr of an access ACL by somebody who is not in the group
 )
 
 // A Request is one operation. Which fields count is said at each Op; the others

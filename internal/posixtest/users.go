@@ -170,8 +170,11 @@ var users = []check{
 				return err
 			}},
 		} {
-			for _, bits := range []struct{ before, after uint32 }{{0o6777, 0o777}, {0o4666, 0o666}, {0o2676, 0o676}} {
-				chowned(t, name, stranger, group, bits.before)
+			for _, bits := range []struct {
+				gid           int
+				before, after uint32
+			}{{group, 0o6777, 0o777}, {group, 0o4666, 0o666}, {group, 0o2676, 0o676}, {group, 0o2666, 0o2666}, {0, 0o6666, 0o666}} {
+				chowned(t, name, stranger, bits.gid, bits.before)
 				do(t, test.what, test.f())
 				if got := modeOf(t, name); got != bits.before {
 					t.Errorf("mode %o after a %s by root, want %o", got, test.what, bits.before)

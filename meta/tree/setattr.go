@@ -56,6 +56,9 @@ func (c *change) setAttr(in *loaded, set meta.SetMask, a *meta.Attr) error {
 	if set&meta.SetKillPriv != 0 || chown && !in.IsDir() {
 		in.Mode = withoutPrivileges(in.Mode)
 	}
+	if set&meta.SetKillSgid != 0 {
+		in.Mode &^= syscall.S_ISGID
+	}
 	in.other = in.other || set&(meta.SetUid|meta.SetGid) != 0 && !in.IsDir()
 	if set&meta.SetAtime != 0 {
 		in.Atime = a.Atime
