@@ -142,6 +142,9 @@ type kernelCache interface {
 	// Names forgets names in a directory, soon.
 	Names(dir meta.Ino, names []string)
 
+	// Drop takes a name, and all below it, out of the directory, soon.
+	Drop(dir meta.Ino, name string)
+
 	// AllNames forgets every name.
 	AllNames()
 }
@@ -152,6 +155,7 @@ type noKernel struct{}
 func (noKernel) Attrs(meta.Ino) bool      { return true }
 func (noKernel) Pages(meta.Ino)           {}
 func (noKernel) Names(meta.Ino, []string) {}
+func (noKernel) Drop(meta.Ino, string)    {}
 func (noKernel) AllNames()                {}
 
 const (

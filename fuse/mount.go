@@ -324,7 +324,11 @@ func (k *connection) logged(err error) {
 
 // Names expires names in a directory. If its lock is not free the kernel is
 // told to ask again for all names, which takes no lock.
-func (k *connection) Names(dir meta.Ino, names []string) {
+func (k *connection) Names(dir meta.Ino, names []string) { k.names(dir, names, true) }
+
+func (k *connection) Drop(dir meta.Ino, name string) { k.names(dir, []string{name}, false) }
+
+func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 	select {
 	case k.slots <- struct{}{}:
 	default:
@@ -336,7 +340,7 @@ func (k *connection) Names(dir meta.Ino, names []string) {
 		defer func() { <-k.slots }()
 		defer close(done)
 		for _, name := range names {
-			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name, true) }))
+			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name, expire) }))
 		}
 	}()
 	t := time.NewTimer(entryPatience)
