@@ -21,6 +21,7 @@ type dirHandle struct {
 	mu     sync.Mutex
 	parts  []dirPart // ascending; the first begins at 0
 	recent []dirPart // the last few that were read, with their entries, newest last
+	whole  *listing  // what was read from the first entry on, of one state of the directory
 }
 
 // A dirPart is a stretch of a listing.
@@ -76,7 +77,9 @@ func (c *call) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 		p := fuseutil.DirentPlus{Dirent: dirent(e, next)}
 		given := len(c.given)
 		if e.Name != "." && e.Name != ".." && e.Attr.Ino != 0 {
-			c.entry(d.in, c.fs.listed(&e.Attr), e.Name, &p.Entry)
+			if in := c.fs.described(&e.Attr); in != nil {
+				c.entry(d.in, in, e.Name, &p.Entry)
+			}
 		}
 		n := fuseutil.WriteDirentPlus(buf, p)
 		if n == 0 && len(c.given) > given { // no room: the kernel does not get it
@@ -85,18 +88,6 @@ func (c *call) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 		}
 		return n
 	})
-}
-
-// listed returns the inode of an entry that was read a while ago. If it was
-// dropped since, the attributes of then are told and not kept.
-func (fs *FS) listed(attr *meta.Attr) *inode {
-	in := fs.inode(attr.Ino)
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if in.attr.Ino == 0 {
-		in.learn(attr, nil, false)
-	}
-	return in
 }
 
 func dirent(e *meta.Entry, next fuseops.DirOffset) fuseutil.Dirent {
@@ -194,7 +185,10 @@ func (d *dirHandle) dot(c *call, i uint64) meta.Entry {
 // held: one reader at a time asks.
 func (d *dirHandle) from(c *call, n uint64) ([]meta.Entry, error) {
 	if n == 0 { // rewound: what is there now
-		d.parts, d.recent = []dirPart{{}}, nil
+		d.parts, d.recent, d.whole = []dirPart{{}}, nil, nil
+		if l := d.in.listed(c.fs); l != nil {
+			d.keep(dirPart{entries: l.entries, eof: true})
+		}
 	}
 	for {
 		for _, p := range slices.Backward(d.recent) {
@@ -257,6 +251,9 @@ func (d *dirHandle) fetch(c *call, i int) error {
 	p.entries = append(p.entries, rep.Entries...)
 	p.eof = rep.EOF || len(rep.Entries) == 0
 	d.keep(p)
+	if l := d.gather(p, rep.Attr.Change); l != nil && p.eof && rep.Cache {
+		fs.keepListing(in, l)
+	}
 	if i == len(d.parts)-1 && !p.eof {
 		d.parts = append(d.parts, dirPart{
 			first: p.first + uint64(len(p.entries)),

@@ -112,7 +112,8 @@ type FS struct {
 	lastID  uint64
 	absent  int // names known to be absent, in all directories
 
-	listedSince int // entries listed since the last sweep
+	listedSince int          // entries listed since the last sweep
+	listings    atomic.Int64 // entries in the listings of directories
 
 	uploads  chan struct{} // an element per upload under way
 	removals chan struct{} // an element per object that is being removed

@@ -30,6 +30,7 @@ type inode struct {
 	owners  map[uint64]uint64      // of range locks, and the open file that each used last
 	names   map[string]meta.Ino    // of a directory: entries known, 0 is absent
 	entries uint64                 // how many of names are not absent
+	listing *listing               // likewise, all of them; nil: not known
 	parent  meta.Ino               // where it was found last
 	name    string
 	pages   uint64 // version of the contents that the kernel's pages have
@@ -99,6 +100,7 @@ func (fs *FS) dropLocked(in *inode) bool {
 	if in.gone && in.told {
 		fs.closes.add(in.ino) // a directory that was removed here
 	}
+	in.forgetListing(fs)
 	return true
 }
 

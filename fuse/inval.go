@@ -89,6 +89,7 @@ func (fs *FS) Stale(list []meta.Inval) {
 		}
 		in.mu.Lock()
 		in.valid = false
+		in.forgetListing(fs)
 		if v.Data {
 			in.content.forgetMap()
 		}
@@ -278,6 +279,7 @@ func (fs *FS) dropAll() []*inode {
 		in.mu.Lock()
 		in.valid = false
 		fs.absent -= in.forgetAllNames()
+		in.forgetListing(fs)
 		in.content.forgetMap()
 		in.mu.Unlock()
 	}

@@ -205,3 +205,96 @@ func TestRequestsOfACopy(t *testing.T) {
 		t.Errorf("copies of 10 files ask for %q, want %q", got, want)
 	}
 }
+
+// What was looked at and has not changed since costs no request when it is looked
+// at again: neither to the metadata service nor to the bucket. And what changes is
+// asked for.
+func TestWhatIsKnownCostsNoRequest(t *testing.T) {
+	w := newWorld(t)
+	_, other := w.mount("other", Config{})
+	const files = dirLimit + 500 // more than one request lists
+	big, empty := filepath.Join(other, "d"), filepath.Join(other, "empty")
+	must(t, "mkdir", errors.Join(os.Mkdir(big, 0o755), os.Mkdir(empty, 0o755)))
+	for i := range files {
+		must(t, "mknod", syscall.Mknod(filepath.Join(big, fmt.Sprint(i)), syscall.S_IFREG|0o644, 0))
+	}
+	put(t, filepath.Join(big, "small"), []byte("x"))
+	put(t, filepath.Join(big, "large"), pattern(3*testBlockSize, 1))
+	fs, dir := w.mount("one", Config{})
+	look := func() int {
+		t.Helper()
+		es, err := os.ReadDir(filepath.Join(dir, "d"))
+		must(t, "readdir", err)
+		for _, e := range es {
+			_, err := e.Info()
+			must(t, "stat", err)
+		}
+		none, err := os.ReadDir(filepath.Join(dir, "empty"))
+		if err != nil || len(none) != 0 {
+			t.Errorf("in the empty directory are %v, %v", none, err)
+		}
+		expect(t, "small", filepath.Join(dir, "d", "small"), []byte("x"))
+		expect(t, "large", filepath.Join(dir, "d", "large"), pattern(3*testBlockSize, 1))
+		f, err := os.OpenFile(filepath.Join(dir, "d", "7"), os.O_RDWR, 0)
+		must(t, "open", errors.Join(err, f.Close()))
+		return len(es)
+	}
+	look()
+	look() // a kernel asks again for some, as of a file's pages when it is opened for the first time
+	w.bucket.mu.Lock()
+	gets := w.bucket.gets
+	w.bucket.mu.Unlock()
+	asked := fs.Stats().Requests.Load()
+	for range 3 {
+		if n := look(); n != files+2 {
+			t.Errorf("%d entries, want %d", n, files+2)
+		}
+	}
+	if n := fs.Stats().Requests.Load() - asked; n != 0 {
+		t.Errorf("%d requests to the metadata service for what is known", n)
+	}
+	w.bucket.mu.Lock()
+	defer w.bucket.mu.Unlock()
+	if n := w.bucket.gets - gets; n != 0 {
+		t.Errorf("%d requests to the bucket for what is known", n)
+	}
+	for i, change := range []func(string) error{
+		func(d string) error { return os.Remove(filepath.Join(d, "3")) },
+		func(d string) error { return os.Mkdir(filepath.Join(d, "3"), 0o755) },
+		func(d string) error { return os.Rename(filepath.Join(d, "3"), filepath.Join(d, "4x")) },
+		func(d string) error { return os.Remove(filepath.Join(d, "4x")) },
+	} {
+		d := []string{filepath.Join(dir, "d"), big}[i/2]
+		must(t, "change", change(d))
+		here, err := os.ReadDir(filepath.Join(dir, "d"))
+		must(t, "readdir", err)
+		there, err := os.ReadDir(big)
+		must(t, "readdir", err)
+		if want := files + 2 - []int{1, 0, 0, 1}[i]; fmt.Sprint(here) != fmt.Sprint(there) || len(here) != want {
+			t.Errorf("after change %d: %d entries here, %d there, want %d", i, len(here), len(there), want)
+		}
+	}
+}
+
+// The listings that are kept are bounded.
+func TestKeptListingsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	fs := w.newFS("one", Config{})
+	for i := range uint64(10) {
+		in := fs.inode(meta.Ino(100 + i))
+		fs.keepListing(in, &listing{entries: make([]meta.Entry, maxListings/4)})
+		fs.keepListing(in, &listing{entries: make([]meta.Entry, maxListings/4)})
+		if n := fs.listings.Load(); n > maxListings || n < 0 {
+			t.Errorf("%d entries are kept", n)
+		}
+	}
+	kept := 0
+	for _, in := range fs.inodes {
+		if in.listing != nil {
+			kept += len(in.listing.entries)
+		}
+	}
+	if n := fs.listings.Load(); int(n) != kept || kept == 0 {
+		t.Errorf("%d entries are kept, and %d counted", kept, n)
+	}
+}
