@@ -108,6 +108,9 @@ func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 	if size > meta.MaxSize {
 		return syscall.EFBIG
 	}
+	if err := in.lostLock(); err != nil {
+		return err
+	}
 	ctx := c.wait()
 	if err := in.lock(ctx); err != nil {
 		return err

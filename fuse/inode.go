@@ -27,6 +27,7 @@ type inode struct {
 	locks   []meta.Lock
 	asking  map[lockOwner]int      // requests for locks that are under way
 	maybe   map[lockOwner]struct{} // who may hold a lock: the answer was lost
+	lost    map[lockOwner]struct{} // whose locks ended with the session
 	owners  map[uint64]uint64      // of range locks, and the open file that each used last
 	names   map[string]meta.Ino    // of a directory: entries known, 0 is absent
 	entries uint64                 // how many of names are not absent

@@ -312,15 +312,20 @@ func (fs *FS) Resume() ([]meta.Ino, []meta.InoLock) {
 }
 
 // Lost drops everything that is cached, after the service has ended the session.
-// Unlinked files that were open are gone, and so are locks. It is the Lost of a
-// meta.ClientConfig.
+// Unlinked files that were open are gone, and so are locks: others may have had
+// them since. What was written under a lock and not stored is given up, and the
+// next fsync or close says so; and the file cannot be written here until those
+// who had locks on it have closed it. It is the Lost of a meta.ClientConfig.
 func (fs *FS) Lost() {
 	n := 0
 	for _, in := range fs.dropAll() {
 		in.mu.Lock()
 		n += len(in.locks)
-		in.locks, in.maybe = nil, nil
+		locked := in.loseLocks()
 		in.mu.Unlock()
+		if locked {
+			fs.discardLocked(in)
+		}
 	}
 	fs.log.Warn("the metadata service ended the session", "locks_lost", n)
 }

@@ -215,3 +215,44 @@ func TestAnAbsenceWithoutALeaseIsNotKept(t *testing.T) {
 		}
 	}
 }
+
+// The end of a session ends its locks: others may have had them since. Who held
+// one learns that, and nothing written under it is stored.
+func TestLocksThatAreLostAreNotUsedAnyMore(t *testing.T) {
+	for _, flock := range []bool{false, true} {
+		w := newWorld(t)
+		fs := w.newFS("one", Config{})
+		in := newFile(t, fs, "f")
+		handle := fs.open(in, 0)
+		lock := func(owner uint64) error {
+			return run(t, fs, &fuseops.SetLkOp{Inode: fuseops.InodeID(in.ino), Handle: handle, Owner: owner, Flock: flock,
+				Lock: fuseops.FileLock{Type: syscall.F_RDLCK, End: lockEnd}})
+		}
+		write := func() error {
+			return run(t, fs, &fuseops.WriteFileOp{Inode: fuseops.InodeID(in.ino), Handle: handle, Data: []byte("new")})
+		}
+		fsync := func() error { return run(t, fs, &fuseops.SyncFileOp{Inode: fuseops.InodeID(in.ino), Handle: handle}) }
+		must(t, "write", write())
+		fs.Lost()
+		must(t, "fsync after a loss without locks", fsync())
+		must(t, "lock", lock(7))
+		must(t, "write", write())
+		fs.Lost()
+		for what, err := range map[string]error{"fsync": fsync(), "write": write(), "lock": lock(7)} {
+			if err != syscall.EIO {
+				t.Errorf("%s after the locks were lost: %v, want EIO", what, err)
+			}
+		}
+		must(t, "lock of another", lock(8))
+		must(t, "the second fsync", fsync())
+		if flock {
+			must(t, "close", run(t, fs, &fuseops.ReleaseFileHandleOp{Handle: handle, FlockUnlock: true, LockOwner: 7}))
+			handle = fs.open(in, 0)
+		} else {
+			must(t, "close", run(t, fs, &fuseops.FlushFileOp{Inode: fuseops.InodeID(in.ino), Handle: handle, LockOwner: 7}))
+		}
+		must(t, "write after the close", write())
+		must(t, "lock after the close", lock(7))
+		must(t, "fsync", fsync())
+	}
+}

@@ -3,6 +3,7 @@ package fuse
 import (
 	"context"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/jacobsa/fuse/fuseops"
@@ -21,8 +22,23 @@ func metaLock(l *fuseops.FileLock, owner uint64, flock bool) meta.Lock {
 	return m
 }
 
+// sharedMemory is how the names of files end that programs share by mapping
+// them, as SQLite does beside a database in WAL mode. What one mount maps another
+// does not see: so all who lock a part of such a file are on one mount, and those
+// on others find it locked.
+const sharedMemory = "-shm"
+
+func (in *inode) rangeLock(l *fuseops.FileLock, owner uint64) meta.Lock {
+	m := metaLock(l, owner, false)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	m.Alone = strings.HasSuffix(in.name, sharedMemory)
+	return m
+}
+
 func (c *call) getLock(op *fuseops.GetLkOp) error {
-	rep, err := c.do(&meta.Request{Op: meta.OpGetlk, Ino: meta.Ino(op.Inode), Lock: metaLock(&op.Lock, op.Owner, false)})
+	in := c.fs.node(op.Inode)
+	rep, err := c.do(&meta.Request{Op: meta.OpGetlk, Ino: in.ino, Lock: in.rangeLock(&op.Lock, op.Owner)})
 	if err != nil {
 		return err
 	}
@@ -35,12 +51,18 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	fs := c.fs
 	in := fs.node(op.Inode)
 	lock := metaLock(&op.Lock, op.Owner, op.Flock)
+	if !op.Flock {
+		lock = in.rangeLock(&op.Lock, op.Owner)
+	}
 	req := &meta.Request{Op: meta.OpSetlk, Ino: in.ino, Lock: lock}
 	if lock.Type == syscall.F_UNLCK {
 		return c.unlock(in, lock)
 	}
 	if err := c.unlockLeft(in, ownerOf(&lock)); err != nil {
 		return err
+	}
+	if in.hasLost(ownerOf(&lock)) {
+		return syscall.EIO
 	}
 	in.ask(lock, uint64(op.Handle))
 	// First without waiting: that is all that most need.
@@ -97,6 +119,49 @@ func (in *inode) asked(lock meta.Lock, err error) {
 		}
 		in.maybe[owner] = struct{}{}
 	}
+}
+
+// loseLocks notes that all locks are gone, and reports whether there may have been
+// any. in.mu is held.
+func (in *inode) loseLocks() bool {
+	if in.lost == nil {
+		in.lost = map[lockOwner]struct{}{}
+	}
+	was := len(in.lost)
+	for i := range in.locks {
+		in.lost[ownerOf(&in.locks[i])] = struct{}{}
+	}
+	for owner := range in.maybe {
+		in.lost[owner] = struct{}{}
+	}
+	in.locks, in.maybe = nil, nil
+	return len(in.lost) > was
+}
+
+// lostLock returns EIO if somebody lost a lock on the file and has not closed it
+// since.
+func (in *inode) lostLock() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if len(in.lost) > 0 {
+		return syscall.EIO
+	}
+	return nil
+}
+
+// hasLost reports whether that is so of one owner.
+func (in *inode) hasLost(owner lockOwner) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	_, lost := in.lost[owner]
+	return lost
+}
+
+// forgetLost notes that an owner has closed the file.
+func (in *inode) forgetLost(owner lockOwner) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.lost, owner)
 }
 
 // mayHold reports whether an owner has locks, or may have: in.mu is held.
@@ -158,8 +223,9 @@ func (c *call) unlock(in *inode, lock meta.Lock) error {
 	return err
 }
 
-// unlockAll releases all locks of an owner.
+// unlockAll releases all locks of an owner, who has closed the file.
 func (c *call) unlockAll(in *inode, owner uint64, flock bool) error {
+	in.forgetLost(lockOwner{owner, flock})
 	return c.unlock(in, meta.Lock{Owner: owner, Flock: flock, End: lockEnd})
 }
 

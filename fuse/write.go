@@ -28,6 +28,9 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 	} else if off+uint64(len(p)) > meta.MaxSize {
 		return syscall.EFBIG
 	}
+	if err := in.lostLock(); err != nil {
+		return err
+	}
 	// As many chunks as these bytes can touch.
 	need := int64(len(p)/chunkSize+2) * chunkSize
 	if !fs.budget.try(need) {
@@ -774,6 +777,22 @@ func (fs *FS) moveRun(in *inode) {
 	ct.run.end += by
 	ct.end = ct.run.end
 	fs.stalePages.add(fs, in.ino)
+}
+
+// discardLocked gives up what was written to a file under a lock that is lost,
+// and keeps the error for the next fsync or close.
+func (fs *FS) discardLocked(in *inode) {
+	in.mu.Lock()
+	wrote := in.content.wrote
+	in.mu.Unlock()
+	if !wrote {
+		return
+	}
+	fs.discard(in)
+	in.mu.Lock()
+	in.content.err = syscall.EIO
+	in.mu.Unlock()
+	fs.log.Warn("data written under a lock that is lost is given up", "ino", in.ino)
 }
 
 // discard gives up what was written and not committed.

@@ -574,7 +574,8 @@ func (l *Lock) fields(b []byte) []byte {
 	b = putUint(b, 3, l.Owner)
 	b = putUint(b, 4, uint64(l.Pid))
 	b = putUint(b, 5, l.Start)
-	return putUint(b, 6, l.End)
+	b = putUint(b, 6, l.End)
+	return putBool(b, 7, l.Alone)
 }
 
 func (l *Lock) field(num uint64, d *decoder) {
@@ -591,6 +592,8 @@ func (l *Lock) field(num uint64, d *decoder) {
 		l.Start = d.uint64()
 	case 6:
 		l.End = d.uint64()
+	case 7:
+		l.Alone = d.bool()
 	}
 }
 

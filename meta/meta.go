@@ -132,6 +132,11 @@ type Lock struct {
 	Pid   uint32
 	Start uint64
 	End   uint64 // inclusive; 1<<63-1 is the end of the file wherever it is
+
+	// Alone makes it exclude every range lock of another session, whatever their
+	// types and ranges. Mounts set it for files that programs share by mapping
+	// them: two mounts cannot.
+	Alone bool
 }
 
 // A Statfs is the space of a volume. A zero limit is no limit.

@@ -30,10 +30,11 @@ type held struct {
 	typ        uint32 // F_RDLCK, F_WRLCK or F_UNLCK
 	pid        uint32
 	start, end uint64 // inclusive
+	alone      bool   // no other session has any
 }
 
 func newHeld(s *session, l *meta.Lock) held {
-	h := held{owner{s, l.Flock, l.Owner}, l.Type, l.Pid, l.Start, l.End}
+	h := held{owner{s, l.Flock, l.Owner}, l.Type, l.Pid, l.Start, l.End, l.Alone}
 	if l.Flock {
 		h.start, h.end = 0, endOfFile
 	}
@@ -42,6 +43,9 @@ func newHeld(s *session, l *meta.Lock) held {
 
 // excludes tells whether h and other cannot both be held.
 func (h *held) excludes(other *held) bool {
+	if (h.alone || other.alone) && h.flock == other.flock && h.s != other.s {
+		return true
+	}
 	return h.flock == other.flock && h.owner != other.owner &&
 		(h.typ == syscall.F_WRLCK || other.typ == syscall.F_WRLCK) &&
 		h.start <= other.end && other.start <= h.end
@@ -184,7 +188,7 @@ func joined(locks []held) []held {
 	out := locks[:0]
 	for _, h := range locks {
 		i := slices.IndexFunc(out, func(o held) bool {
-			return o.owner == h.owner && o.typ == h.typ && o.end+1 == h.start
+			return o.owner == h.owner && o.typ == h.typ && o.alone == h.alone && o.end+1 == h.start
 		})
 		if i >= 0 {
 			out[i].end = h.end
