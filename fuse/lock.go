@@ -54,10 +54,20 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	if !op.Flock {
 		lock = in.rangeLock(&op.Lock, op.Owner)
 	}
-	req := &meta.Request{Op: meta.OpSetlk, Ino: in.ino, Lock: lock}
-	if lock.Type == syscall.F_UNLCK {
-		return c.unlock(in, lock)
+	var stored error
+	if lock.Type != syscall.F_WRLCK {
+		stored = c.storeLocked(in, ownerOf(&lock))
 	}
+	if lock.Type == syscall.F_UNLCK {
+		if err := c.unlock(in, lock); err != nil {
+			return err
+		}
+		return stored
+	}
+	if stored != nil {
+		return stored
+	}
+	req := &meta.Request{Op: meta.OpSetlk, Ino: in.ino, Lock: lock}
 	if err := c.unlockLeft(in, ownerOf(&lock)); err != nil {
 		return err
 	}
@@ -72,6 +82,18 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	}
 	in.asked(lock, err)
 	return err
+}
+
+// storeLocked stores what was written to a file before a lock on it is given up:
+// who has the lock next, on any mount, must see it.
+func (c *call) storeLocked(in *inode, owner lockOwner) error {
+	in.mu.Lock()
+	held := in.mayHold(owner)
+	in.mu.Unlock()
+	if !held {
+		return nil
+	}
+	return c.sync(in)
 }
 
 // A lockOwner is whom a lock belongs to.
@@ -109,6 +131,11 @@ func (in *inode) asked(lock meta.Lock, err error) {
 	owner := ownerOf(&lock)
 	if in.asking[owner]--; in.asking[owner] == 0 {
 		delete(in.asking, owner)
+	}
+	if err != nil && lock.Flock { // the service has taken what there was
+		gone := lock
+		gone.Type = syscall.F_UNLCK
+		in.locks = applyLock(in.locks, gone)
 	}
 	switch {
 	case err == nil:

@@ -790,7 +790,7 @@ func (fs *FS) discardLocked(in *inode) {
 	}
 	fs.discard(in)
 	in.mu.Lock()
-	in.content.err = syscall.EIO
+	in.lose(syscall.EIO)
 	in.mu.Unlock()
 	fs.log.Warn("data written under a lock that is lost is given up", "ino", in.ino)
 }

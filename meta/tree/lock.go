@@ -130,17 +130,17 @@ func (t *lockTable) set(ino meta.Ino, want held, wait bool) (*waiter, error) {
 		t.grant(ino)
 		return nil, nil
 	}
+	if want.flock { // flock(2): a conversion gives up what there was, and then is a new lock
+		none := want
+		none.typ = syscall.F_UNLCK
+		t.apply(l, none)
+		t.grant(ino)
+	}
 	if !wait {
 		return nil, refuse(syscall.EAGAIN, "another has a lock")
 	}
 	if !want.flock && t.deadlock(l, &want) {
 		return nil, refuse(syscall.EDEADLK, "those who have the lock wait for this process")
-	}
-	if want.flock { // flock(2): a conversion that waits gives up what it had
-		none := want
-		none.typ = syscall.F_UNLCK
-		t.apply(l, none)
-		t.grant(ino)
 	}
 	w := &waiter{ino: ino, want: want, done: make(chan struct{})}
 	l.waiters = append(l.waiters, w)
