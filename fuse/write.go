@@ -48,12 +48,24 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 			return syscall.EFBIG
 		}
 	}
+	at := in.writtenAt(fs.meta.Now())
 	took := fs.writeLocked(in, off, p)
-	in.content.note(off, off+uint64(len(p)), app, fs.meta.Now())
+	in.content.note(off, off+uint64(len(p)), app, at)
 	in.mu.Unlock()
 	fs.budget.release(need - took)
 	fs.markDirty(in)
 	return nil
+}
+
+// writtenAt returns the mtime of a write at now. It is later than the one before,
+// by which the kernel knows that its pages are old. in.mu is held.
+func (in *inode) writtenAt(now meta.Time) meta.Time {
+	a := in.current()
+	ahead := a.Mtime.Compare(a.Ctime) > 0 // set by a program
+	if ahead || now.Compare(a.Mtime) > 0 {
+		return now
+	}
+	return meta.TimeOf(a.Mtime.Time().Add(1))
 }
 
 // appendAt returns where an append goes: behind what was appended before, which
