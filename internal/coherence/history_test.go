@@ -42,8 +42,18 @@ type entry uint64
 
 const directory = entry(1<<64 - 1)
 
-// A state is what the names stand for.
-type state [places]entry
+// A state is what the names stand for, and what they stood for last.
+type state struct {
+	now, was [places]entry
+}
+
+// put makes a name stand for something else.
+func (s *state) put(at place, e entry) {
+	if s.now[at] != e && s.now[at] != 0 {
+		s.was[at] = s.now[at]
+	}
+	s.now[at] = e
+}
 
 type input struct {
 	op     string
@@ -61,17 +71,31 @@ type output struct {
 // model says which outcomes an operation may have in a state. Operations on two
 // names find each of them on its own before they come to the service, so their
 // failures depend on one name only.
-var model = porcupine.Model{
-	Init: func() any { return state{} },
-	Step: func(s, in, out any) (bool, any) {
-		ok, next := step(s.(state), in.(input), out.(output))
-		return ok, next
+var model = (&porcupine.NondeterministicModel{
+	Init: func() []any { return []any{state{}} },
+	Step: func(s, in, out any) []any {
+		var all []any
+		if ok, next := step(s.(state), in.(input), out.(output)); ok {
+			all = append(all, next)
+		}
+		if foundTwice(s.(state), in.(input), out.(output)) {
+			all = append(all, s)
+		}
+		return all
 	},
 	Equal: func(a, b any) bool { return a.(state) == b.(state) },
 	DescribeOperation: func(in, out any) string {
 		i, o := in.(input), out.(output)
 		return fmt.Sprintf("%s %v %v ino %d flags %d: %s ino %d %s", i.op, i.at, i.to, i.ino, i.flags, outcome(errOf(o.err)), o.ino, o.text)
 	},
+}).ToModel()
+
+// foundTwice reports whether a rename may have found one file by both names, as
+// another mount moved it from the one to the other meanwhile: then the kernel
+// does nothing and says that it is done.
+func foundTwice(s state, in input, out output) bool {
+	to := s.now[in.to]
+	return in.op == "rename" && out.err == 0 && to != 0 && (to == s.now[in.at] || to == s.was[in.at])
 }
 
 func errOf(e unix.Errno) error {
@@ -82,7 +106,7 @@ func errOf(e unix.Errno) error {
 }
 
 func step(s state, in input, out output) (bool, state) {
-	is := s[in.at]
+	is := s.now[in.at]
 	if out.err == unix.ESTALE { // a directory was renamed elsewhere: the kernel did nothing
 		return true, s
 	}
@@ -91,13 +115,13 @@ func step(s state, in input, out output) (bool, state) {
 		if out.err == unix.EEXIST {
 			return is != 0, s
 		}
-		s[in.at] = out.ino
+		s.put(in.at, out.ino)
 		return out.err == 0 && is == 0, s
 	case "mkdir":
 		if out.err == unix.EEXIST {
 			return is != 0, s
 		}
-		s[in.at] = directory
+		s.put(in.at, directory)
 		return out.err == 0 && is == 0, s
 	case "unlink", "rmdir":
 		switch out.err {
@@ -108,17 +132,17 @@ func step(s state, in input, out output) (bool, state) {
 		case unix.ENOTDIR:
 			return is != directory && is != 0 && in.op == "rmdir", s
 		}
-		s[in.at] = 0
+		s.put(in.at, 0)
 		return out.err == 0 && is != 0 && (is == directory) == (in.op == "rmdir"), s
 	case "link":
 		switch out.err {
 		case unix.EEXIST:
-			return s[in.to] != 0, s
+			return s.now[in.to] != 0, s
 		case unix.ENOENT:
-			return !slices.Contains(s[:], in.ino), s
+			return !slices.Contains(s.now[:], in.ino), s
 		}
-		ok := out.err == 0 && s[in.to] == 0 && slices.Contains(s[:], in.ino)
-		s[in.to] = in.ino
+		ok := out.err == 0 && s.now[in.to] == 0 && slices.Contains(s.now[:], in.ino)
+		s.put(in.to, in.ino)
 		return ok, s
 	case "rename":
 		return rename(s, in, out)
@@ -129,7 +153,7 @@ func step(s state, in input, out output) (bool, state) {
 		return out.err == 0 && is == out.ino, s
 	case "nlink":
 		n := 0
-		for _, e := range s {
+		for _, e := range s.now {
 			if e == in.ino {
 				n++
 			}
@@ -142,7 +166,7 @@ func step(s state, in input, out output) (bool, state) {
 }
 
 func rename(s state, in input, out output) (bool, state) {
-	is, to := s[in.at], s[in.to]
+	is, to := s.now[in.at], s.now[in.to]
 	switch out.err {
 	case unix.ENOENT:
 		return is == 0 || in.flags == unix.RENAME_EXCHANGE && to == 0, s
@@ -163,9 +187,11 @@ func rename(s state, in input, out output) (bool, state) {
 	case in.at == in.to:
 		return true, s
 	case in.flags == unix.RENAME_EXCHANGE:
-		s[in.at], s[in.to] = to, is
+		s.put(in.at, to)
+		s.put(in.to, is)
 	default:
-		s[in.at], s[in.to] = 0, is
+		s.put(in.at, 0)
+		s.put(in.to, is)
 	}
 	return true, s
 }
@@ -175,7 +201,7 @@ func listing(s state, at place) string {
 	var out []string
 	first := int(at) / names * names
 	for i := first; i < first+names; i++ {
-		switch s[i] {
+		switch s.now[i] {
 		case 0:
 		case directory:
 			out = append(out, fmt.Sprintf("%c/", 'a'+i%names))
@@ -452,17 +478,26 @@ func unexplained(ops []porcupine.Operation, info porcupine.LinearizationInfo) st
 // What programs on three mounts do at the same time is as if it were done one
 // after the other.
 func TestOperationsOfThreeMountsHaveAnOrder(t *testing.T) {
-	w := New(t, Options{})
-	for seed := range uint64(15) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { record(t, w, seed, 25).explain(t) })
+	for _, late := range []bool{false, true} {
+		w := New(t, Options{Late: late})
+		for seed := range uint64(7) {
+			t.Run(fmt.Sprintf("late %v, seed %d", late, seed), func(t *testing.T) { record(t, w, seed, 25).explain(t) })
+		}
 	}
 }
 
 func TestSoakOrder(t *testing.T) {
 	s := soak.Start(t)
-	w := New(t, Options{Lease: 3 * time.Second})
+	worlds := []*World{New(t, Options{Lease: 3 * time.Second}), New(t, Options{Lease: 3 * time.Second, Late: true})}
 	for n := uint64(0); !s.Over(); n++ {
 		seed := s.Seed + n
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { record(t, w, seed, 30).explain(t) })
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			w := worlds[seed%2]
+			if seed%4 < 2 { // something happens meanwhile
+				w.Mounts[seed%3].Net.Cut()
+				defer time.AfterFunc(30*time.Millisecond, w.Cut).Stop()
+			}
+			record(t, w, seed, 30).explain(t)
+		})
 	}
 }

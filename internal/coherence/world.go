@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,9 +42,20 @@ type Options struct {
 	Mounts int           // 0: 3
 	Lease  time.Duration // 0: 10 s
 
-	// Between, if set, stands between each mount and the service, for tests of
-	// the tests: what breaks the rules must be found.
-	Between func(meta.ClientConfig) meta.ClientConfig
+	// Late has some answers reach their mounts late, as on busy machines: what
+	// the service says after them may be there before.
+	Late bool
+}
+
+// A lateMeta is a client whose answers are late, now and then.
+type lateMeta struct{ *meta.Client }
+
+func (m lateMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
+	reply, err := m.Client.Do(ctx, req)
+	if rand.IntN(3) == 0 {
+		time.Sleep(rand.N(3 * time.Millisecond))
+	}
+	return reply, err
 }
 
 // A World is a volume, its metadata service, and mounts of it.
@@ -149,16 +161,17 @@ func (w *World) mount(name, addr string) *Mount {
 		Resume: func() ([]meta.Ino, []meta.InoLock) { return m.FS.Resume() },
 		Lost:   func() { m.FS.Lost() },
 	}
-	if w.opt.Between != nil {
-		cfg = w.opt.Between(cfg)
-	}
 	m.client = meta.NewClient(cfg)
+	var service fuse.Meta = m.client
+	if w.opt.Late {
+		service = lateMeta{m.client}
+	}
 	blocks, err := cache.NewMem(seal.New(w.bucket, seal.Options{Codec: seal.LZ4}), 64<<20)
 	w.must("make a cache", err)
 	w.t.Cleanup(func() { blocks.Close() })
 	volume, err := store.ParseVolume(volumeID)
 	w.must("parse", err)
-	m.FS = fuse.New(fuse.Config{Meta: m.client, Blocks: blocks, Volume: volume, Log: w.log.With("mount", name), AllowOther: true})
+	m.FS = fuse.New(fuse.Config{Meta: service, Blocks: blocks, Volume: volume, Log: w.log.With("mount", name), AllowOther: true})
 	w.must("connect", m.client.Connect(context.Background()))
 	w.t.Cleanup(func() { m.client.Close() })
 	mounted, err := m.FS.Mount(context.Background(), m.Dir)
