@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"hash/maphash"
 	"slices"
 	"sync"
 	"syscall"
@@ -12,9 +13,10 @@ import (
 )
 
 // A dirHandle is an open directory. An entry's offset is its number in the order
-// of names, counted from when it was read, plus the two for "." and "..". It
-// stays true for as long as the handle lives and the place is not further back
-// than the parts read: those are kept by where they begin.
+// of names, counted from when it was read, plus the two for "." and "..". The
+// parts that were read are kept by where they begin, and of each entry a hash. So
+// a place further back is found again when entries have come and gone since: it
+// is behind the last entry before it that is still there.
 type dirHandle struct {
 	in *inode
 
@@ -22,6 +24,7 @@ type dirHandle struct {
 	parts  []dirPart // ascending; the first begins at 0
 	recent []dirPart // the last few that were read, with their entries, newest last
 	whole  *listing  // what was read from the first entry on, of one state of the directory
+	hashes []uint32  // of the names, by number
 }
 
 // A dirPart is a stretch of a listing.
@@ -185,7 +188,7 @@ func (d *dirHandle) dot(c *call, i uint64) meta.Entry {
 // held: one reader at a time asks.
 func (d *dirHandle) from(c *call, n uint64) ([]meta.Entry, error) {
 	if n == 0 { // rewound: what is there now
-		d.parts, d.recent, d.whole = []dirPart{{}}, nil, nil
+		d.parts, d.recent, d.whole, d.hashes = []dirPart{{}}, nil, nil, nil
 		if l := d.in.listed(c.fs); l != nil {
 			d.keep(dirPart{entries: l.entries, eof: true})
 		}
@@ -204,8 +207,12 @@ func (d *dirHandle) from(c *call, n uint64) ([]meta.Entry, error) {
 		for d.parts[i].first > n {
 			i--
 		}
+		again := uint64(len(d.hashes)) > d.parts[i].first
 		if err := d.fetch(c, i); err != nil {
 			return nil, err
+		}
+		if again {
+			d.realign(i, n)
 		}
 	}
 }
@@ -218,7 +225,48 @@ func (d *dirHandle) keep(p dirPart) {
 	d.recent = append(d.recent, p)
 }
 
-// fetch reads part i, and notes where the next begins.
+// realign gives the number n to the entry that follows those that had lower
+// numbers when part i was read before. What comes after it is counted anew.
+func (d *dirHandle) realign(i int, n uint64) {
+	l := &d.recent[len(d.recent)-1]
+	index := make(map[uint32]int, len(l.entries))
+	for k := range l.entries {
+		index[hashName(l.entries[k].Name)] = k
+	}
+	from := 0
+	for j := min(n, uint64(len(d.hashes))); j > l.first; j-- {
+		if k, ok := index[d.hashes[j-1]]; ok {
+			from = k + 1
+			break
+		}
+	}
+	after := d.parts[i].after
+	if len(l.entries) > 0 {
+		after = l.entries[len(l.entries)-1].Name
+	}
+	l.entries, l.first = l.entries[from:], n
+	d.parts, d.recent, d.whole = d.parts[:i+1], []dirPart{*l}, nil
+	d.hashes = d.hashes[:min(n, uint64(len(d.hashes)))]
+	d.number(after)
+}
+
+// number notes the names of the last part, which is the furthest, and where the
+// next begins: behind the name after.
+func (d *dirHandle) number(after string) {
+	l := &d.recent[len(d.recent)-1]
+	for k := range l.entries {
+		d.hashes = append(d.hashes, hashName(l.entries[k].Name))
+	}
+	if !l.eof {
+		d.parts = append(d.parts, dirPart{first: l.first + uint64(len(l.entries)), after: after})
+	}
+}
+
+var nameSeed = maphash.MakeSeed()
+
+func hashName(name string) uint32 { return uint32(maphash.String(nameSeed, name)) }
+
+// fetch reads part i and, if it is the first time, notes where the next begins.
 func (d *dirHandle) fetch(c *call, i int) error {
 	fs := c.fs
 	in := d.in
@@ -254,11 +302,8 @@ func (d *dirHandle) fetch(c *call, i int) error {
 	if l := d.gather(p, rep.Attr.Change); l != nil && p.eof && rep.Cache {
 		fs.keepListing(in, l)
 	}
-	if i == len(d.parts)-1 && !p.eof {
-		d.parts = append(d.parts, dirPart{
-			first: p.first + uint64(len(p.entries)),
-			after: p.entries[len(p.entries)-1].Name,
-		})
+	if uint64(len(d.hashes)) == p.first && len(p.entries) > 0 {
+		d.number(p.entries[len(p.entries)-1].Name)
 	}
 	return nil
 }
