@@ -32,6 +32,7 @@ type world struct {
 	bucket    bucket // nil: objects are not looked at
 	bucketErr error  // of Delete
 	grace     time.Duration
+	every     time.Duration // the bucket is searched; 0: daily
 	lease     time.Duration
 	keep      time.Duration
 	maxHeld   int
@@ -65,7 +66,7 @@ func newWorld(t testing.TB) *world {
 func (w *world) start() {
 	w.t.Helper()
 	srv, err := New(Config{
-		Engine: w.engine, Lease: w.lease, Keep: w.keep, MaxHeld: w.maxHeld, Grace: w.grace, List: w.list,
+		Engine: w.engine, Lease: w.lease, Keep: w.keep, MaxHeld: w.maxHeld, Grace: w.grace, Reconcile: w.every, List: w.list,
 		Authorize: authorize,
 		Volumes: func(id string) (VolumeConfig, error) {
 			if id != testVolume {
