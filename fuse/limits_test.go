@@ -223,7 +223,7 @@ func TestTimesFarAway(t *testing.T) {
 	put(t, file, nil)
 	for _, want := range []unix.Timespec{
 		{Sec: -1, Nsec: 999_999_999}, {Sec: -2_208_988_800, Nsec: 1}, // 1900
-		{Sec: -62_135_596_800, Nsec: 5}, // the year 1
+		{Sec: -62_135_596_800, Nsec: 5},                                                     // the year 1
 		{Sec: 0, Nsec: 0}, {Sec: 1 << 31, Nsec: 7}, {Sec: 9_223_372_037, Nsec: 999_999_999}, // 2262 and later
 		{Sec: 16_725_225_600, Nsec: 3}, {Sec: 253_402_300_799, Nsec: 999_999_999}, // 2500, 9999
 	} {
