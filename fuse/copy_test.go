@@ -16,7 +16,6 @@ import (
 
 	"github.com/jacobsa/fuse/fuseops"
 
-	"flexfs/cache"
 	"flexfs/meta"
 	"flexfs/meta/tree"
 	"flexfs/store"
@@ -210,12 +209,10 @@ func TestACloneWithoutAnswerIsNotBelieved(t *testing.T) {
 
 func TestClonesOfEncryptedBlocksAreRead(t *testing.T) {
 	w := newWorldOf(t, noInline)
+	sealed := seal.New(w.bucket, seal.Options{Codec: seal.LZ4, Secret: []byte("a secret")})
 	encrypted := func(name string) *FS {
 		fs := w.newFS(name, Config{})
-		blocks, err := cache.NewMem(seal.New(w.bucket, seal.Options{Codec: seal.LZ4, Secret: []byte("a secret")}), 16<<20)
-		must(t, "make a cache", err)
-		t.Cleanup(func() { blocks.Close() })
-		fs.blocks = blocks
+		fs.blocks = sealed // without a cache
 		return fs
 	}
 	fs := encrypted("one")

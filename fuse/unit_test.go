@@ -15,7 +15,7 @@ import (
 // Random writes, cuts and merges of dirty blocks, against plain bytes.
 func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 	const size = 5 * chunkSize
-	for seed := range uint64(30) {
+	for seed := range uint64(12) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		d, mem := &dirty{}, int64(0)
 		want, set := make([]byte, size), make([]bool, size)
