@@ -75,14 +75,31 @@ func (m *blockMap) record(b meta.Block) {
 	}
 }
 
-// punch makes blocks from <= i < to holes.
-func (m *blockMap) punch(from, to uint32) {
+// within returns the indices from <= i < to that have a record.
+func (m *blockMap) within(from, to uint32) []uint32 {
+	var out []uint32
+	if int(to-from) < len(m.recs) {
+		for idx := from; idx < to; idx++ {
+			if _, ok := m.recs[idx]; ok {
+				out = append(out, idx)
+			}
+		}
+		return out
+	}
 	for idx := range m.recs {
 		if from <= idx && idx < to {
-			delete(m.recs, idx)
+			out = append(out, idx)
 		}
 	}
-	m.order = nil
+	return out
+}
+
+// punch makes blocks from <= i < to holes.
+func (m *blockMap) punch(from, to uint32) {
+	for _, idx := range m.within(from, to) {
+		delete(m.recs, idx)
+		m.order = nil
+	}
 }
 
 // rec returns the committed record of a block (zero: a hole), and whether it is

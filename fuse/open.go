@@ -394,10 +394,10 @@ func (c *call) zero(in *inode, from, to uint64) error {
 	}
 	fs.punchLocked(in, from, to, first, last)
 	in.content.note(0, 0, false, fs.meta.Now())
-	needless := in.valid && in.content.complete() && in.content.next(uint32(first)) >= last
+	needless := first >= last || in.valid && in.content.complete() && len(in.content.within(uint32(first), uint32(last))) == 0 && fs.leased()
 	in.mu.Unlock()
 	fs.markDirty(in)
-	if first >= last || needless && fs.leased() {
+	if needless {
 		return nil
 	}
 	return c.punch(in, uint32(first), uint32(last))
