@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"flexfs/internal/faultnet"
 	"flexfs/internal/soak"
 )
 
@@ -45,6 +46,15 @@ func (p *Player) fault(step int) {
 		m := p.IntN(len(p.w.Mounts))
 		p.Log = append(p.Log, fmt.Sprintf("   mount %d loses its connection", m))
 		p.w.Mounts[m].Net.Cut()
+	case 5, 6, 7, 8: // what is asked is done, and the answers get lost
+		m := p.IntN(len(p.w.Mounts))
+		p.Log = append(p.Log, fmt.Sprintf("   mount %d hears nothing, and then loses its connection", m))
+		line := p.w.Mounts[m].Net
+		p.w.must("mute", line.Set(faultnet.Line{State: faultnet.Mute}))
+		time.AfterFunc(10*time.Millisecond, func() {
+			line.Cut()
+			line.Set(faultnet.Line{})
+		})
 	case 3:
 		p.Log = append(p.Log, "   all lose their connections")
 		p.w.Cut()
