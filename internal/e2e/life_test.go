@@ -51,6 +51,16 @@ func (u *user) waits() {
 	}
 }
 
+// gone reports whether the program has ended.
+func (u *user) gone() bool {
+	select {
+	case <-u.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // ends waits for the program's end.
 func (u *user) ends() error {
 	u.t.Helper()

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"flexfs/internal/soak"
 )
@@ -38,13 +39,50 @@ const (
 func TestSoakMountsAndServersAreKilled(t *testing.T) {
 	s := soak.Start(t)
 	w := newWorldOf(t, shape{mounts: soakMounts, blockSize: "256KiB", mountFlags: []string{"--memCapacity", fmt.Sprint(soakMemory)}})
-	k := &soaking{w: w, s: s, names: []string{"mount", "mount2"}}
+	k := &soaking{t: t, s: s, dirs: w.dirs, board: newBoard(t, w.path("board"))}
+	t.Setenv("FLEXFS_SOAK_SEED", fmt.Sprint(s.Seed)) // for the workers
+	h := &harming{soaking: k, w: w, names: []string{"mount", "mount2"}}
+	workers := use(t, os.Args[0], "-test.run=^TestWorkersOfASoak$", "-test.v", "-test.timeout=0")
+	for !s.Over() && !workers.gone() && !t.Failed() {
+		h.sample()
+		time.Sleep(time.Duration(2000+s.IntN(4000)) * time.Millisecond)
+		h.harm()
+	}
+	k.over.Store(1)
+	select {
+	case <-workers.ended:
+	case <-time.After(5 * time.Minute):
+		t.Error("the workers do not end")
+		workers.cmd.Process.Kill()
+		<-workers.ended
+	}
+	t.Logf("%s", workers.out.Bytes())
+	if workers.err != nil {
+		t.Errorf("the workers: %v", workers.err)
+	}
+	h.sample()
+	t.Logf("%d rounds on files, %d changes of trees, %d kills and stops; the most memory of a process was %d MiB, the most descriptors %d",
+		k.rounds.Load(), k.changes.Load(), h.harms, h.memory>>20, h.fds)
+	w.check()
+}
+
+// TestWorkersOfASoak is a process of its own. A program that starts another one
+// while it has files open waits for the close of their copies, so what kills a
+// server must not have any: it could not start the server again.
+func TestWorkersOfASoak(t *testing.T) {
+	dir := os.Getenv(boardVar)
+	if dir == "" {
+		t.Skip("only as a child of a soak")
+	}
+	s := soak.Start(t)
+	k := &soaking{t: t, s: s, dirs: []string{filepath.Join(dir, "mnt"), filepath.Join(dir, "mnt2")}, board: openBoard(t, filepath.Join(dir, "board"))}
 	for i := range soakFiles + soakTrees {
 		if err := os.Mkdir(k.path(0, fmt.Sprint("w", i)), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var wg sync.WaitGroup
+	defer wg.Wait()
 	for i := range soakFiles + soakTrees {
 		rng := s.Part(uint64(i + 1))
 		if i < soakFiles {
@@ -55,35 +93,61 @@ func TestSoakMountsAndServersAreKilled(t *testing.T) {
 			wg.Go(m.run)
 		}
 	}
-	for !s.Over() && !t.Failed() {
-		k.sample()
-		time.Sleep(time.Duration(2000+s.IntN(4000)) * time.Millisecond)
-		k.harm()
+}
+
+// boardVar names the folder of a world to the workers of its soak.
+const boardVar = "FLEXFS_SOAK_WORLD"
+
+// A board is memory that the processes of a long test share.
+type board struct {
+	gen             [soakMounts]atomic.Int64 // of each mount: odd while it is down
+	over            atomic.Int64
+	rounds, changes atomic.Int64
+}
+
+func newBoard(t *testing.T, path string) *board {
+	t.Helper()
+	if err := os.WriteFile(path, make([]byte, os.Getpagesize()), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	k.over.Store(true)
-	wg.Wait()
-	k.sample()
-	t.Logf("%d rounds on files, %d changes of trees, %d kills and stops; the most memory of a process was %d MiB, the most descriptors %d",
-		k.rounds.Load(), k.changes.Load(), k.harms, k.memory>>20, k.fds)
-	w.check()
+	t.Setenv(boardVar, filepath.Dir(path))
+	return openBoard(t, path)
+}
+
+func openBoard(t *testing.T, path string) *board {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := syscall.Mmap(int(f.Fd()), 0, os.Getpagesize(), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return (*board)(unsafe.Pointer(&m[0]))
 }
 
 // soaking is what the workers of a long test share.
 type soaking struct {
-	w     *world
-	s     *soak.Soak
-	names []string                 // of the mounts
-	gen   [soakMounts]atomic.Int64 // odd while the mount is down
-	over  atomic.Bool
-
-	rounds, changes atomic.Int64
-	harms, fds      int
-	memory          int64
+	*board
+	t    *testing.T
+	s    *soak.Soak
+	dirs []string
 }
 
-func (k *soaking) path(mount int, name string) string { return filepath.Join(k.w.dirs[mount], name) }
+// harming is what does harm to them.
+type harming struct {
+	*soaking
+	w          *world
+	names      []string // of the mounts
+	harms, fds int
+	memory     int64
+}
 
-func (k *soaking) ended() bool { return k.over.Load() || k.w.t.Failed() }
+func (k *soaking) path(mount int, name string) string { return filepath.Join(k.dirs[mount], name) }
+
+func (k *soaking) ended() bool { return k.over.Load() != 0 || k.t.Failed() }
 
 // on runs fn with a mount that is up, and reports whether it stayed up: if not,
 // nothing that fn saw counts. It returns when the mount is up again.
@@ -97,25 +161,25 @@ func (k *soaking) on(mount int, fn func()) (stayed bool) {
 }
 
 func (k *soaking) awaitUp(mount int) {
-	for k.gen[mount].Load()%2 == 1 && !k.w.t.Failed() {
+	for k.gen[mount].Load()%2 == 1 && !k.t.Failed() {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
 
 // harm kills or stops something, and brings it back.
-func (k *soaking) harm() {
+func (k *harming) harm() {
 	victims := slices.Concat(k.names, k.w.proxies, []string{"admin"})
 	name := victims[k.s.IntN(len(victims))]
 	pause := time.Duration(k.s.IntN(1500)) * time.Millisecond
 	k.harms++
 	if k.s.IntN(4) == 0 {
-		k.w.t.Logf("%s is stopped for %v", name, pause)
+		k.t.Logf("%s is stopped for %v", name, pause)
 		k.w.signal(name, syscall.SIGSTOP)
 		time.Sleep(pause)
 		k.w.signal(name, syscall.SIGCONT)
 		return
 	}
-	k.w.t.Logf("%s is killed for %v", name, pause)
+	k.t.Logf("%s is killed for %v", name, pause)
 	mount := slices.Index(k.names, name)
 	if mount >= 0 {
 		k.gen[mount].Add(1)
@@ -134,7 +198,7 @@ func (k *soaking) harm() {
 }
 
 // sample looks for what piles up.
-func (k *soaking) sample() {
+func (k *harming) sample() {
 	for name, p := range k.w.procs {
 		proc := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
 		fds, _ := os.ReadDir(proc + "fd")
@@ -147,7 +211,7 @@ func (k *soaking) sample() {
 		}
 		k.fds, k.memory = max(k.fds, len(fds)), max(k.memory, memory)
 		if len(fds) > soakFDs || memory > soakMemory+memorySlack+256<<20 {
-			k.w.t.Errorf("%s has %d descriptors and %d MiB of memory", name, len(fds), memory>>20)
+			k.t.Errorf("%s has %d descriptors and %d MiB of memory", name, len(fds), memory>>20)
 		}
 	}
 }
@@ -169,7 +233,7 @@ func (f *soakFile) run() {
 		stayed := f.k.on(mount, func() { failed = f.round(mount) })
 		switch {
 		case stayed && failed != nil:
-			f.k.w.t.Errorf("%s on mount %d: %v", f.name, mount, failed)
+			f.k.t.Errorf("%s on mount %d: %v", f.name, mount, failed)
 			return
 		case !stayed:
 			f.recover(mount)
@@ -189,10 +253,11 @@ func (f *soakFile) round(mount int) error {
 		return fmt.Errorf("after the open: %w", err)
 	}
 	for range 1 + f.rng.IntN(15) {
-		if err := f.change(file); err != nil {
+		err := f.change(file)
+		f.since = append(f.since, bytes.Clone(f.model)) // also if the mount was killed meanwhile
+		if err != nil {
 			return err
 		}
-		f.since = append(f.since, bytes.Clone(f.model))
 		if f.rng.IntN(8) == 0 {
 			if err := file.Sync(); err != nil {
 				return fmt.Errorf("fsync: %w", err)
@@ -325,16 +390,16 @@ func (f *soakFile) recover(mount int) {
 	}
 	if err != nil || f.k.ended() {
 		if !f.k.ended() {
-			f.k.w.t.Errorf("%s on mount %d, killed before: %v", f.name, mount, err)
+			f.k.t.Errorf("%s on mount %d, killed before: %v", f.name, mount, err)
 		}
 		return
 	}
 	if !slices.ContainsFunc(f.since, func(v []byte) bool { return len(v) == len(got) }) {
-		f.k.w.t.Errorf("%s has %d bytes after the kill of mount %d, which it never had since it had %d", f.name, len(got), mount, len(f.since[0]))
+		f.k.t.Errorf("%s has %d bytes after the kill of mount %d, which it never had since it had %d", f.name, len(got), mount, len(f.since[0]))
 	}
 	for i, b := range got {
 		if !slices.ContainsFunc(f.since, func(v []byte) bool { return i < len(v) && v[i] == b || i >= len(v) && b == 0 }) {
-			f.k.w.t.Errorf("byte %d of %s is %#x after the kill of mount %d, which it never was since it was %#x", i, f.name, b, mount, at(f.since[0], i))
+			f.k.t.Errorf("byte %d of %s is %#x after the kill of mount %d, which it never was since it was %#x", i, f.name, b, mount, at(f.since[0], i))
 			break
 		}
 	}
@@ -370,7 +435,7 @@ func (m *soakTree) run() {
 		case !stayed:
 			m.settle(mount, after)
 		case err != nil:
-			m.k.w.t.Errorf("%s on mount %d: %v", what, mount, err)
+			m.k.t.Errorf("%s on mount %d: %v", what, mount, err)
 			return
 		default:
 			m.model = after
@@ -396,10 +461,10 @@ func (m *soakTree) choose(mount int, after map[string]string) (what string, do f
 	}
 	fresh := filepath.Join(dirs[m.rng.IntN(len(dirs))], fmt.Sprintf("n%x", m.rng.Uint32()))
 	kind := m.rng.IntN(7)
-	if len(leaves) == 0 && kind > 2 {
-		kind = m.rng.IntN(3)
-	}
-	if len(m.model) > 150 {
+	switch {
+	case len(leaves) == 0:
+		kind = 1
+	case len(m.model) > 150:
 		kind = 3
 	}
 	pick := func() string { return leaves[m.rng.IntN(len(leaves))] }
@@ -464,11 +529,11 @@ func (m *soakTree) settle(mount int, after map[string]string) {
 	switch {
 	case m.k.ended():
 	case err != nil:
-		m.k.w.t.Errorf("tree %s on mount %d, killed before: %v", m.top, mount, err)
+		m.k.t.Errorf("tree %s on mount %d, killed before: %v", m.top, mount, err)
 	case maps.Equal(got, after):
 		m.model = after
 	case !maps.Equal(got, m.model):
-		m.k.w.t.Errorf("tree %s on mount %d, killed before, is neither as before the last change nor as after it: %s", m.top, mount, differences(got, m.model))
+		m.k.t.Errorf("tree %s on mount %d, killed before, is neither as before the last change nor as after it: %s", m.top, mount, differences(got, m.model))
 	}
 }
 
@@ -476,11 +541,11 @@ func (m *soakTree) settle(mount int, after map[string]string) {
 func (m *soakTree) compareAll() {
 	for mount := range soakMounts {
 		got, err := m.read(mount)
-		if m.k.w.t.Failed() {
+		if m.k.t.Failed() {
 			return
 		}
 		if err != nil || !maps.Equal(got, m.model) {
-			m.k.w.t.Errorf("tree %s on mount %d: %v; %s", m.top, mount, err, differences(got, m.model))
+			m.k.t.Errorf("tree %s on mount %d: %v; %s", m.top, mount, err, differences(got, m.model))
 		}
 	}
 }
@@ -503,7 +568,7 @@ func differences(got, want map[string]string) string {
 
 // read reads the tree on a mount.
 func (m *soakTree) read(mount int) (tree map[string]string, err error) {
-	for stayed := false; !stayed && !m.k.w.t.Failed(); {
+	for stayed := false; !stayed && !m.k.t.Failed(); {
 		stayed = m.k.on(mount, func() { tree, err = readTree(m.k.path(mount, m.top)) })
 	}
 	return tree, err

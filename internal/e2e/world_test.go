@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	program = filepath.Join(dir, "flexfs")
+	if os.Getenv(boardVar) != "" {
+		os.Exit(m.Run()) // that needs no program
+	}
 	build := exec.Command("go", "build", "-o", program, "flexfs")
 	build.Stderr = os.Stderr
 	code := 1
