@@ -455,10 +455,21 @@ func (v *volume) someBlocks(ctx context.Context, ino meta.Ino) (blocks []*meta.B
 func (v *volume) erase(ctx context.Context, key []byte, ino meta.Ino) error {
 	prefix := v.inoKey(ino)
 	_, err := v.srv.cfg.Engine.Update(ctx, [][]byte{prefix}, func(tx engine.Tx) error {
-		if err := tx.DeleteRange(prefix, after(prefix)); err != nil {
+		// Its attributes and a few more: many small range deletions make an engine slow.
+		var keys [][]byte
+		err := tx.Scan(prefix, after(prefix), false, func(k, _ []byte) (bool, error) {
+			keys = append(keys, slices.Clone(k))
+			return true, nil
+		})
+		if err != nil {
 			return err
 		}
-		return tx.Delete(key)
+		for _, k := range append(keys, key) {
+			if err := tx.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return err
