@@ -265,6 +265,9 @@ func (c *call) getXattr(op *fuseops.GetXattrOp) error {
 		}
 		return give(b, op.Dst, &op.BytesRead)
 	}
+	if strings.HasPrefix(op.Name, DeletedName) {
+		return c.getDeleted(op)
+	}
 	if !xattrAllowed(op.Name) {
 		return syscall.EOPNOTSUPP
 	}
@@ -321,6 +324,8 @@ func (c *call) setXattr(op *fuseops.SetXattrOp) error {
 	switch {
 	case c.fs.readOnly():
 		return syscall.EROFS
+	case op.Name == RestoreName:
+		return c.setRestore(op)
 	case !xattrAllowed(op.Name) || op.Name == statsName:
 		return syscall.EOPNOTSUPP
 	case len(op.Value) > meta.MaxXattr:

@@ -97,10 +97,11 @@ type FS struct {
 	volOnce sync.Once
 	volume  meta.Volume
 
-	seq    atomic.Uint64 // numbers the blocks that this mount writes
-	invals invals
-	gate   sync.RWMutex // held for reading from when an answer's validity is decided until it is with the kernel
-	kernel kernelCache
+	seq       atomic.Uint64 // numbers the blocks that this mount writes
+	invals    invals
+	lossLists lossLists
+	gate      sync.RWMutex // held for reading from when an answer's validity is decided until it is with the kernel
+	kernel    kernelCache
 
 	stalePages pageQueue
 

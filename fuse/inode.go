@@ -140,7 +140,7 @@ func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
 	}
 	in.attr = *attr
 	in.valid = fresh
-	in.gone = in.gone || attr.Nlink == 0
+	in.gone = attr.Nlink == 0 // it may have been restored
 	if !fresh {
 		return
 	}

@@ -90,6 +90,7 @@ func (fs *FS) Stale(list []meta.Inval) {
 		in.mu.Lock()
 		in.valid = false
 		in.forgetListing(fs)
+		in.gone = in.gone && !v.Attr // it may have been restored
 		if v.Data {
 			in.content.forgetMap()
 		}

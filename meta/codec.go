@@ -499,6 +499,23 @@ func (e *Entry) field(num uint64, d *decoder) {
 	}
 }
 
+func (e *Deleted) fields(b []byte) []byte {
+	b = putBytes(b, 1, e.Name)
+	b = putInt(b, 2, e.At)
+	return putMessage(b, 3, &e.Attr, false)
+}
+
+func (e *Deleted) field(num uint64, d *decoder) {
+	switch num {
+	case 1:
+		e.Name = d.string()
+	case 2:
+		e.At = d.int64()
+	case 3:
+		d.sub(&e.Attr)
+	}
+}
+
 func (g *Gen) fields(b []byte) []byte {
 	b = putUint(b, 1, g.Session)
 	return putUint(b, 2, g.Seq)
@@ -830,7 +847,9 @@ func (r *Reply) fields(b []byte) []byte {
 	b = putUint(b, 21, uint64(r.Version))
 	b = putInt(b, 22, int64(r.Lease))
 	b = putMessage(b, 23, &r.VolumeInfo, false)
-	return putMessage(b, 24, &r.Time, false)
+	b = putMessage(b, 24, &r.Time, false)
+	b = putList(b, 25, r.Deleted)
+	return putMessage(b, 26, &r.Next, false)
 }
 
 func (r *Reply) field(num uint64, d *decoder) {
@@ -884,6 +903,10 @@ func (r *Reply) field(num uint64, d *decoder) {
 		d.sub(&r.VolumeInfo)
 	case 24:
 		d.sub(&r.Time)
+	case 25:
+		r.Deleted = element(d, r.Deleted)
+	case 26:
+		d.sub(&r.Next)
 	}
 }
 

@@ -123,6 +123,14 @@ type Block struct {
 	Whole     bool
 }
 
+// A Deleted is a name that a directory lost, and what it stood for. That has no
+// name now (Nlink 0), or fewer than it had.
+type Deleted struct {
+	Name string
+	At   int64 // the second since 1970
+	Attr Attr  // as it is now
+}
+
 // A Lock is an advisory lock or the question for one. Range locks of fcntl(2)
 // and whole-file locks of flock(2) do not see each other.
 type Lock struct {
@@ -304,6 +312,19 @@ const (
 	// files that are in use live until their last close, and what has another
 	// name elsewhere keeps that.
 	OpRemoveTree
+
+	// OpDeleted: Ino (directory, which may itself be deleted), Name and At (go on
+	// after that second of that name), Limit -> Deleted, in the order of names and
+	// then of time; EOF, or Next: how to go on. Attr (of the directory). What is
+	// told may not be cached.
+	OpDeleted
+
+	// OpRestore* gives an inode back a name that was deleted: Ino (directory), Name
+	// and At (what was deleted and when), Ino2 (what that was), Name2 (the new name;
+	// "": the same one) -> Attr, Parent. A directory comes back empty.
+	// EBUSY: an OpRemoveTree is still at work in it. The session itself is sent the
+	// OpInval too.
+	OpRestore
 )
 
 // SetMask says which values an OpSetattr changes.
@@ -389,6 +410,8 @@ type Reply struct {
 	Statfs          Statfs
 	Inos            []Ino
 	Replies         []Reply
+	Deleted         []Deleted
+	Next            Deleted
 
 	// Of OpHello.
 	Session    uint64

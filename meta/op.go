@@ -32,6 +32,8 @@ var opNames = [...]string{
 	OpInval:       "inval",
 	OpClone:       "clone",
 	OpRemoveTree:  "removetree",
+	OpDeleted:     "deleted",
+	OpRestore:     "restore",
 }
 
 // String returns the operation's name, like "lookup".
@@ -47,7 +49,7 @@ func (op Op) String() string {
 func (op Op) Changes() bool {
 	switch op {
 	case OpMake, OpLink, OpUnlink, OpRmdir, OpRename, OpSetattr, OpCommit,
-		OpPunch, OpSetxattr, OpRemovexattr, OpClose, OpClone, OpRemoveTree:
+		OpPunch, OpSetxattr, OpRemovexattr, OpClose, OpClone, OpRemoveTree, OpRestore:
 		return true
 	}
 	return false

@@ -24,6 +24,7 @@ type toy struct {
 	made     []string // in order; a name twice if a change was done twice
 	owner    *toySession
 	freed    chan struct{} // closed when the lock is
+	past     int64         // the second that sessions see; 0: now
 
 	hello func(*meta.Request) *meta.Reply                  // if set, asked first
 	serve func(context.Context, *meta.Request) *meta.Reply // likewise, for other operations
@@ -100,7 +101,7 @@ func (h *toy) greet(conn meta.Conn, req *meta.Request) *meta.Reply {
 	}
 	s.conn = conn
 	return &meta.Reply{Session: s.id, Secret: "secret", Lease: toyLease,
-		VolumeInfo: meta.Volume{ID: req.Volume, Name: "toy", BlockSize: 4 << 20}}
+		VolumeInfo: meta.Volume{ID: req.Volume, Name: "toy", BlockSize: 4 << 20, At: h.past}}
 }
 
 // once answers a repeated change as it did the first time.

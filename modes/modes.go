@@ -38,11 +38,11 @@ func Main(args ...string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	return run(ctx, args, os.Stdin, os.Stdout, os.Stderr)
+	return Run(ctx, args, os.Stdin, os.Stdout, os.Stderr)
 }
 
-// run is Main without the process around it.
-func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+// Run is Main without the process around it.
+func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	program, args := args[0], args[1:]
 	mode := modeOf(program)
 	app := &cli.App{
@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 func commands() []*cli.Command {
 	return []*cli.Command{
 		adminCommand(), metaCommand(), proxyCommand(), mountCommand(),
-		configureCommand(), upCommand(), statsCommand(), rmtreeCommand(), versionCommand(),
+		configureCommand(), upCommand(), statsCommand(), rmtreeCommand(), deletedCommand(), restoreCommand(), versionCommand(),
 	}
 }
 

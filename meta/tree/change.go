@@ -80,6 +80,9 @@ func (s *session) change(ctx context.Context, req *meta.Request, inos []meta.Ino
 // have been told, and makes the change durable.
 func (s *session) transact(ctx context.Context, req *meta.Request, inos []meta.Ino, fn func(*change, *notice) error) error {
 	n := &notice{v: s.v, s: s}
+	if req.Op == meta.OpRestore {
+		n.s = nil // who asks takes the name for absent, and its kernel too
+	}
 	defer n.done()
 	for {
 		c, commit, err := s.attempt(ctx, req, inos, n, fn)

@@ -32,7 +32,7 @@ const maxProblems = 1000
 // they are named, or once and that nobody is going to delete, that the volume's
 // counters are
 // right, that sessions, delayed work and history are well formed and about
-// things that exist. It may run while a server does.
+// things that exist, and that what the past needs is kept. It may run while a server does.
 func Check(ctx context.Context, e engine.Engine) ([]Problem, error) {
 	var k checker
 	err := e.View(ctx, func(r engine.Reader) error {
@@ -426,7 +426,40 @@ func (c *volumeCheck) historyRecord(key, value []byte) {
 	if value[0] == 1 {
 		if err := checkPast(key[0], key[1:n], value[1:]); err != nil {
 			c.bad("history record %q: %v", key, err)
+			return
 		}
+	}
+	second := int64(binary.BigEndian.Uint64(key[n+1:]))
+	if last, ok := c.counters[counterSecond]; ok && second > last {
+		c.bad("history record %q is of second %d, and the last change was in %d", key, second, last)
+	}
+	if since := c.counters[counterPast]; since != 0 && second > since && value[0] == 1 {
+		c.pastNeeds(second, key[0], key[1:n], value[1:])
+	}
+}
+
+// pastNeeds checks that what a session of the past may be told of is still there.
+func (c *volumeCheck) pastNeeds(second int64, table byte, key, value []byte) {
+	ino := meta.Ino(binary.BigEndian.Uint64(key))
+	switch {
+	case table == tableDentry:
+		d, _ := decodeDentry(value)
+		ino = d.ino
+	case key[8] == ofAttr:
+		if in, _ := decodeInode(ino, value); in.Nlink == 0 {
+			return
+		}
+	case key[8] == ofBlock:
+		k, _ := decodeBlock(indexOf(key), value)
+		if r := refOf(ino, k); !k.Inline && c.refs[r] == nil {
+			c.bad("until second %d inode %d had block %d, version %v, which is gone", second, r.Ino, r.Index, r.Gen)
+		}
+		return
+	default:
+		return
+	}
+	if in := c.inodes[ino]; in == nil || in.dead {
+		c.bad("until second %d inode %d was there, and it is gone", second, ino)
 	}
 }
 
@@ -616,6 +649,9 @@ func (c *volumeCheck) names(in *found) {
 
 // leftovers checks sessions and delayed work against what there is.
 func (c *volumeCheck) leftovers() {
+	if since, last := c.counters[counterPast], c.counters[counterSecond]; since > last {
+		c.bad("history is complete since second %d, and the last change was in %d", since, last)
+	}
 	for _, ino := range c.opens {
 		if in := c.inodes[ino]; in == nil || in.dead {
 			c.bad("inode %d is in use and gone", ino)

@@ -26,6 +26,16 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 			return tx.Put(v.attrKey(ino), in.encode())
 		}
 	}
+	past := func(key []byte, second int64, value []byte) func(engine.Tx) error {
+		return func(tx engine.Tx) error {
+			for name, n := range map[string]uint64{counterPast: 5, counterSecond: 10} {
+				if err := tx.Put(v.counterKey(name), binary.BigEndian.AppendUint64(nil, n)); err != nil {
+					return err
+				}
+			}
+			return tx.Put(historyAt(key, second), append([]byte{1}, value...))
+		}
+	}
 	const d, s, f, g = 2, 3, 4, 5 // as the test makes them
 	object := encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1, Seq: 1}, Len: testBlockSize})
 	for _, tc := range []struct {
@@ -107,6 +117,11 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"has 0 names", func(tx engine.Tx) error { return tx.Delete(v.dentryKey(meta.Root, "g")) }},
 		{"will not be removed", edit(g, func(in *inode) { in.Nlink = 0 })},
 		{"is not there", put(v.delayedInodeKey(9, 99), nil)},
+		{"until second 9 inode 99 was there", past(v.dentryKey(d, "x"), 9, dentry{99, reg &^ 0o7777}.encode())},
+		{"until second 9 inode 99 was there", past(v.attrKey(99), 9, (&inode{Attr: meta.Attr{Mode: reg, Nlink: 1}}).encode())},
+		{"until second 9 inode 4 had block 7, version", past(v.blockKey(f, 7), 9, object)},
+		{"and the last change was in 10", past(v.dentryKey(d, "x"), 11, dentry{f, reg &^ 0o7777}.encode())},
+		{"history is complete since second 4611686018427387904", put(v.counterKey(counterPast), binary.BigEndian.AppendUint64(nil, 1<<62))},
 		{"is to be purged", put(append(v.delayedKey(9, delayedHistory), v.historyKey(v.attrKey(f), 1)[4:]...), nil)},
 		{"history record", put(v.historyKey(v.attrKey(f), 1), []byte{1, 2})},
 		{"history record", put(v.historyKey(v.attrKey(f), 1), nil)},
@@ -191,6 +206,8 @@ func TestFormsArePinned(t *testing.T) {
 		{v.xattrKey(2, "n"), "\x00\x00\x00\x01A\x00\x00\x00\x00\x00\x00\x00\x02Xn"},
 		{v.dentryKey(2, "n"), "\x00\x00\x00\x01D\x00\x00\x00\x00\x00\x00\x00\x02n"},
 		{v.counterKey("b"), "\x00\x00\x00\x01Cb"},
+		{v.counterKey(counterPast), "\x00\x00\x00\x01Ch"},
+		{v.clockKey(), "\x00\x00\x00\x01Ct"},
 		{v.openKey(2, 3), "\x00\x00\x00\x01S\x00\x00\x00\x00\x00\x00\x00\x02O\x00\x00\x00\x00\x00\x00\x00\x03"},
 		{v.slotKey(2, 3), "\x00\x00\x00\x01S\x00\x00\x00\x00\x00\x00\x00\x02R\x00\x03"},
 		{v.delayedInodeKey(2, 3), "\x00\x00\x00\x01G\x00\x00\x00\x00\x00\x00\x00\x02i\x00\x00\x00\x00\x00\x00\x00\x03"},

@@ -58,7 +58,7 @@ func (c *client) snapshot() snapshot {
 			for _, k := range c.ok(&meta.Request{Op: meta.OpBlocks, Ino: a.Ino}).Blocks {
 				fmt.Fprintf(&b, "%s %+v\n", path, k)
 				if !k.Inline {
-					s.objects = append(s.objects, BlockRef{a.Ino, k.Index, k.Gen})
+					s.objects = append(s.objects, refOf(a.Ino, &k))
 				}
 			}
 		}
@@ -158,8 +158,9 @@ func (w *world) comparePast(t *testing.T, second int64, want map[string]string) 
 // disturb does random operations that a player does not do, on whatever is
 // there.
 func (c *client) disturb(r *rand.Rand, dir meta.Ino) {
-	for _, e := range c.ok(&meta.Request{Op: meta.OpReaddir, Ino: dir, Plus: true}).Entries {
-		switch r.IntN(6) {
+	list := c.ok(&meta.Request{Op: meta.OpReaddir, Ino: dir, Plus: true}).Entries
+	for _, e := range list {
+		switch r.IntN(8) {
 		case 0:
 			c.do(&meta.Request{Op: meta.OpSetattr, Ino: e.Attr.Ino, Set: meta.SetMode | meta.SetMtime, Attr: meta.Attr{Mode: r.Uint32() & 0o777, Mtime: meta.Time{Sec: r.Int64N(1e9)}}})
 		case 1:
@@ -172,7 +173,16 @@ func (c *client) disturb(r *rand.Rand, dir meta.Ino) {
 			if e.Attr.IsDir() {
 				c.disturb(r, e.Attr.Ino)
 			}
+		case 4:
+			from := list[r.IntN(len(list))].Attr.Ino
+			c.do(&meta.Request{Op: meta.OpClone, Ino: from, Index: r.Uint32N(4), Ino2: e.Attr.Ino, Index2: r.Uint32N(4), Limit: 1 + r.Uint32N(3), Size: uint64(r.Uint32N(8 * testBlockSize))})
+		case 5:
+			c.do(&meta.Request{Op: meta.OpPunch, Ino: e.Attr.Ino, Index: r.Uint32N(8), Index2: 8})
 		}
+	}
+	if list := c.ok(&meta.Request{Op: meta.OpDeleted, Ino: dir}).Deleted; len(list) > 0 && r.IntN(2) == 0 {
+		e := list[r.IntN(len(list))]
+		c.do(&meta.Request{Op: meta.OpRestore, Ino: dir, Name: e.Name, At: e.At, Ino2: e.Attr.Ino, Name2: string(rune('a' + r.IntN(8)))})
 	}
 }
 

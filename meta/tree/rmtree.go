@@ -129,6 +129,9 @@ func (c *change) tearAll(key []byte, dir meta.Ino, names []string) (more bool, e
 	if err != nil {
 		return false, err
 	}
+	if in.Nlink > 0 { // it was restored
+		return false, c.Delete(key)
+	}
 	for _, name := range names {
 		if err := c.tear(in, name); err != nil {
 			return false, err

@@ -45,6 +45,9 @@ func (s *session) out(reply *meta.Reply) {
 	for i := range reply.Entries {
 		s.outAttr(&reply.Entries[i].Attr)
 	}
+	for i := range reply.Deleted {
+		s.outAttr(&reply.Deleted[i].Attr)
+	}
 }
 
 func (s *session) outInvals(invals []meta.Inval) []meta.Inval {

@@ -225,6 +225,8 @@ func (s *session) ask(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 		return s.getxattr(ctx, req)
 	case meta.OpListxattr:
 		return s.listxattr(ctx, req)
+	case meta.OpDeleted:
+		return s.deleted(ctx, req)
 	case meta.OpStatfs:
 		return &meta.Reply{Statfs: s.v.statfs()}, nil
 	case meta.OpGetlk:
@@ -276,6 +278,8 @@ func (s *session) do(ctx context.Context, req *meta.Request) (*meta.Reply, error
 		return s.removeTree(ctx, req)
 	case meta.OpClone:
 		return s.clone(ctx, req)
+	case meta.OpRestore:
+		return s.restore(ctx, req)
 	case meta.OpSetxattr:
 		return s.setxattr(ctx, req)
 	case meta.OpRemovexattr:
