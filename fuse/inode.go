@@ -140,7 +140,10 @@ func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
 	}
 	in.attr = *attr
 	in.valid = fresh
-	in.gone = attr.Nlink == 0 // it may have been restored
+	if in.gone && attr.Nlink > 0 {
+		in.regained()
+	}
+	in.gone = attr.Nlink == 0
 	if !fresh {
 		return
 	}
@@ -149,6 +152,10 @@ func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
 	}
 	in.content.learnSize(attr.Size)
 }
+
+// regained notes that an inode without a name may have one again. Its last close
+// is to be told all the same. in.mu is held.
+func (in *inode) regained() { in.gone, in.told = false, true }
 
 // remember notes that a name in a directory stands for an inode, or for none
 // (nil), if that may be kept (cache) and there was no inval of the directory

@@ -90,7 +90,9 @@ func (fs *FS) Stale(list []meta.Inval) {
 		in.mu.Lock()
 		in.valid = false
 		in.forgetListing(fs)
-		in.gone = in.gone && !v.Attr // it may have been restored
+		if in.gone && v.Attr { // it may have been restored
+			in.regained()
+		}
 		if v.Data {
 			in.content.forgetMap()
 		}
