@@ -177,3 +177,21 @@ func TestNotMuchMoreIsGatheredThanFits(t *testing.T) {
 		t.Errorf("%d bytes are there, %d were taken (%v)", len(got), wrote, err)
 	}
 }
+
+func TestFallocateRefusesWhatTheVolumeHasNoRoomFor(t *testing.T) {
+	w := newWorldOf(t, small(4*testBlockSize))
+	fs := w.newFS("one", Config{})
+	f := fs.createTest(t, "f")
+	must(t, "fallocate", f.fallocate(0, 0, 3*testBlockSize))
+	for _, mode := range []uint32{0, keepSize} {
+		if err := f.fallocate(mode, 0, 5*testBlockSize); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("fallocate of more than the volume, mode %d: %v", mode, err)
+		}
+	}
+	must(t, "write", f.writeAt(pattern(3*testBlockSize, 1), 0))
+	must(t, "fsync", f.sync())
+	must(t, "fallocate of what is there already", f.fallocate(0, 0, 4*testBlockSize))
+	if err := f.fallocate(0, 0, 8*testBlockSize); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("fallocate of more than is left: %v", err)
+	}
+}

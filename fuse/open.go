@@ -334,6 +334,9 @@ func (c *call) allocate(op *fuseops.FallocateOp) error {
 	if end < op.Offset || end > meta.MaxSize {
 		return syscall.EFBIG
 	}
+	if op.Mode&^keepSize == 0 && !c.fits(h.in, op.Length) {
+		return syscall.ENOSPC
+	}
 	if err := c.killPrivFor(&op.OpContext, h.in); err != nil {
 		return err
 	}
@@ -352,6 +355,15 @@ func (c *call) allocate(op *fuseops.FallocateOp) error {
 	default:
 		return syscall.EOPNOTSUPP
 	}
+}
+
+// fits reports whether there is room for n bytes of a file, some of which may be
+// there already.
+func (c *call) fits(in *inode, n uint64) bool {
+	in.mu.Lock()
+	n -= min(n, in.current().Bytes)
+	in.mu.Unlock()
+	return n == 0 || c.fs.lookAtSpace(c.wait(), n)
 }
 
 // extend makes the file at least size bytes long.
