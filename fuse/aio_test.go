@@ -13,17 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An iocb is a request of io_submit(2).
+// An iocb is a request of io_submit(2). What has no name here is 0.
 type iocb struct {
-	data      uint64
-	key, rw   uint32
-	op, prio  uint16
-	fd        uint32
-	buf       uint64
-	n         uint64
-	off       int64
-	reserved  uint64
-	flags, ev uint32
+	_   uint64
+	_   [2]uint32
+	op  uint16
+	_   uint16
+	fd  uint32
+	buf uint64
+	n   uint64
+	off int64
+	_   uint64
+	_   [2]uint32
 }
 
 // asyncWrite writes b at off by io_submit(2), and waits for it.
