@@ -110,12 +110,16 @@ func TestCallsWaitForABucketThatIsAway(t *testing.T) {
 	w := newWorldOf(t, shape{proxies: -1, mounts: 2, bucket: bucket})
 	warm, cold := w.file("warm", large("warm")), filepath.Join(w.dirs[1], "warm")
 	wantFile(t, warm, large("warm"))
+	local := filepath.Join(t.TempDir(), "local") // a copy within the mount needs no bucket
+	if err := os.WriteFile(local, []byte(large("warm")), 0o600); err != nil {
+		t.Fatal(err)
+	}
 
 	bucket.set(t, faultnet.Line{State: faultnet.Refused})
 	wantFile(t, warm, large("warm"))
 	reader, victim := use(t, "cat", cold), use(t, "cat", cold)
-	writer := use(t, "cp", warm, filepath.Join(w.mount, "written"))
-	dead := use(t, "cp", warm, filepath.Join(w.mount, "dead"))
+	writer := use(t, "cp", local, filepath.Join(w.mount, "written"))
+	dead := use(t, "cp", local, filepath.Join(w.mount, "dead"))
 	reader.waits()
 	writer.waits()
 	victim.dies(syscall.SIGKILL)
