@@ -237,7 +237,6 @@ func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 		return err
 	}
 	child := c.made(dir, op.Name, rep, seq)
-	child.hasName()
 	c.entry(dir, child, op.Name, &op.Entry)
 	return nil
 }
@@ -252,15 +251,6 @@ func (c *call) beforeName(in *inode) error {
 		return nil
 	}
 	return c.fs.flush(c.wait(), in)
-}
-
-// hasName notes that a file has a name, which may be its first.
-func (in *inode) hasName() {
-	in.mu.Lock()
-	if in.gone && in.attr.Nlink > 0 {
-		in.gone, in.told = false, true
-	}
-	in.mu.Unlock()
 }
 
 func (c *call) unlink(op *fuseops.UnlinkOp) error {
