@@ -266,23 +266,31 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 	if fs.readOnly() {
 		return syscall.EROFS
 	}
-	dir := fs.node(parent)
 	seq := fs.invals.now()
+	rep, err := c.takeOut(op, fs.node(parent), name, seq)
+	if err == nil && op == meta.OpUnlink {
+		fs.unlinked(&rep.Attr, rep.Cache, seq)
+	}
+	return err
+}
+
+// takeOut has the service take a name out of a directory, and takes over what that
+// makes of the directory and, if the name was one's, of the directory that is gone.
+func (c *call) takeOut(op meta.Op, dir *inode, name string, seq uint64) (*meta.Reply, error) {
+	fs := c.fs
 	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name})
 	if err != nil {
 		if !answered(err) {
 			fs.doubtName(dir, name)
 		}
-		return err
+		return nil, err
 	}
 	fs.learnParent(&rep.Parent, rep.Cache, seq)
 	fs.remember(dir, name, nil, rep.Cache, fs.invals.own(seq, dir.ino))
-	if op == meta.OpRmdir {
+	if op != meta.OpUnlink {
 		fs.removed(rep.Replaced.Ino)
-	} else {
-		fs.unlinked(&rep.Attr, rep.Cache, seq)
 	}
-	return nil
+	return rep, nil
 }
 
 func (fs *FS) learnParent(attr *meta.Attr, cache bool, seq uint64) {

@@ -18,17 +18,10 @@ func (c *call) removeTree(dir *inode, name string) error {
 	if len(name) > meta.MaxName {
 		return syscall.ENAMETOOLONG
 	}
-	seq := fs.invals.now()
-	rep, err := c.do(&meta.Request{Op: meta.OpRemoveTree, Ino: dir.ino, Name: name})
+	rep, err := c.takeOut(meta.OpRemoveTree, dir, name, fs.invals.now())
 	if err != nil {
-		if !answered(err) {
-			fs.doubtName(dir, name)
-		}
 		return err
 	}
-	fs.learnParent(&rep.Parent, rep.Cache, seq)
-	fs.remember(dir, name, nil, rep.Cache, fs.invals.own(seq, dir.ino))
-	fs.removed(rep.Replaced.Ino)
 	go func() { // not here: the kernel holds the directory until this is answered
 		fs.kernel.Names(dir.ino, []string{name})
 		fs.kernel.Attrs(dir.ino)
