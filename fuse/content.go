@@ -168,13 +168,11 @@ type appendRun struct {
 // mapPage is how many records of a file's blocks are asked for at a time.
 const mapPage = 1024
 
-// busy reports whether there is anything that the service does not have.
+// busy reports whether there is anything that the service does not have: else a
+// flush has nothing to do.
 func (ct *content) busy() bool {
 	return ct.wrote || len(ct.dirty) > 0 || len(ct.up) > 0 || len(ct.pend) > 0
 }
-
-// idle reports whether a flush has nothing to do.
-func (ct *content) idle() bool { return !ct.busy() }
 
 func (ct *content) forgetMap() {
 	ct.blockMap = blockMap{}

@@ -245,7 +245,7 @@ func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 // closing it was enough.
 func (c *call) beforeName(in *inode) error {
 	in.mu.Lock()
-	nameless := in.gone && !in.content.idle()
+	nameless := in.gone && in.content.busy()
 	in.mu.Unlock()
 	if !nameless {
 		return nil

@@ -140,7 +140,7 @@ func (c *call) syncFile(op *fuseops.SyncFileOp) error {
 // fsync makes what was written durable and visible, and tells what was lost.
 func (c *call) fsync(h *handle) error {
 	h.in.mu.Lock()
-	idle := h.in.content.idle()
+	idle := !h.in.content.busy()
 	h.in.mu.Unlock()
 	var err error
 	if !idle { // of a file without a name, too: it may get one
@@ -152,7 +152,7 @@ func (c *call) fsync(h *handle) error {
 // sync makes what was written to the file durable and visible.
 func (c *call) sync(in *inode) error {
 	in.mu.Lock()
-	idle := in.content.idle()
+	idle := !in.content.busy()
 	unlinked := in.gone && in.opens > 0
 	in.mu.Unlock()
 	if idle || unlinked {
@@ -190,7 +190,7 @@ func (fs *FS) closed(in *inode) {
 	if last {
 		in.told = false
 	}
-	dirty := !in.content.idle()
+	dirty := in.content.busy()
 	if last && dirty && !gone {
 		in.content.since = time.Time{} // through mmap, after close(2): write it out soon
 	}

@@ -390,7 +390,7 @@ func final(e syscall.Errno) bool {
 func (fs *FS) cleaned(in *inode) {
 	fs.mu.Lock()
 	in.mu.Lock()
-	if in.content.idle() {
+	if !in.content.busy() {
 		delete(fs.dirty, in)
 	}
 	in.mu.Unlock()
