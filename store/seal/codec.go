@@ -41,16 +41,30 @@ func (c Codec) String() string {
 }
 
 // worthIt is the part of a frame that compression must save, or the frame is
-// stored as it is and costs no time to read: 1/20.
-const worthIt = 20
+// stored as it is and costs no time to read: 1/12.
+const worthIt = 12
+
+// A sample decides whether a frame is compressed at all. Data that codecs gain
+// next to nothing from can take them longest: random bytes with a few zeros in
+// between cost LZ4 twice what text does. Samples of 1 KiB, of each quarter of the
+// frame, cost a thirtieth and find what is in it: of programs, texts, logs and
+// sequencer output they gave away less than 0.5 % of a ratio.
+const (
+	samples   = 4
+	sampleLen = 1 << 10
+
+	// sampleFrom is the length of a frame from which a sample is cheaper.
+	sampleFrom = 8 * samples * sampleLen
+)
 
 var errLength = errors.New("wrong length")
 
 // compressors are the codecs' working memory. The zero value is ready. All
 // methods may be called concurrently.
 type compressors struct {
-	lz4  sync.Pool // of *lz4.Compressor
-	zstd struct {
+	lz4     sync.Pool // of *lz4.Compressor
+	sampled sync.Pool // of *sample
+	zstd    struct {
 		encoder, decoder sync.Once
 		e                *zstd.Encoder
 		d                *zstd.Decoder
@@ -58,10 +72,42 @@ type compressors struct {
 	}
 }
 
+// A sample is part of a frame, and room to compress it in.
+type sample struct {
+	plain  [samples * sampleLen]byte
+	packed [samples*sampleLen + 1<<10]byte // what does not compress gets longer
+}
+
 // compress appends the compressed frame to dst, which must have room for the
 // frame's length, though the result may be elsewhere. It reports false if that
-// does not save enough.
+// does not save enough, or a sample says so.
 func (c *compressors) compress(codec Codec, dst, plain []byte) (_ []byte, ok bool, err error) {
+	if codec != None && len(plain) >= sampleFrom {
+		if ok, err := c.trySample(codec, plain); !ok {
+			return dst, false, err
+		}
+	}
+	return c.compressAll(codec, dst, plain)
+}
+
+// trySample reports whether a sample of the frame is worth compressing.
+func (c *compressors) trySample(codec Codec, plain []byte) (bool, error) {
+	s, _ := c.sampled.Get().(*sample)
+	if s == nil {
+		s = new(sample)
+	}
+	defer c.sampled.Put(s)
+	quarter := len(plain) / samples
+	for i := range samples {
+		from := i*quarter + (quarter-sampleLen)/2
+		copy(s.plain[i*sampleLen:], plain[from:from+sampleLen])
+	}
+	_, ok, err := c.compressAll(codec, s.packed[:0], s.plain[:])
+	return ok, err
+}
+
+// compressAll is compress without a sample.
+func (c *compressors) compressAll(codec Codec, dst, plain []byte) (_ []byte, ok bool, err error) {
 	limit := len(plain) - len(plain)/worthIt - 1
 	if limit <= 0 {
 		return dst, false, nil
