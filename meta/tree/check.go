@@ -130,6 +130,7 @@ type found struct {
 	entries  uint64              // of a directory
 	subdirs  uint32
 	parents  map[meta.Ino]uint32 // P records
+	sheds    map[uint32]bool     // bodies that it does not have any more, by whether they will be collected
 	delayed  bool                // will be collected
 	detached bool                // will be taken apart
 	reaching int                 // of a directory: 1 being walked, 2 reaches the root
@@ -229,7 +230,9 @@ func (c *volumeCheck) inodeRecord(key, value []byte) {
 	case in == nil:
 		c.bad("inode %d has a record of kind %q and no attributes", ino, kind)
 	case kind == ofBlock && len(rest) == 4:
-		c.block(in, binary.BigEndian.Uint32(rest), value)
+		c.block(in, 0, indexOf(rest), value)
+	case kind == ofBody && len(rest) == 8 && binary.BigEndian.Uint32(rest) != 0:
+		c.block(in, binary.BigEndian.Uint32(rest), indexOf(rest), value)
 	case kind == ofParent && len(rest) == 8 && len(value) == 4:
 		if in.parents == nil {
 			in.parents = make(map[meta.Ino]uint32)
@@ -263,15 +266,22 @@ func (c *volumeCheck) attributes(in *inode) {
 	if in.dead && in.Nlink > 0 {
 		c.bad("inode %d is being removed and has %d names", in.Ino, in.Nlink)
 	}
+	if !in.IsRegular() && in.body != 0 {
+		c.bad("inode %d is not a file and has body %d", in.Ino, in.body)
+	}
 	if !in.IsRegular() && in.Bytes != 0 {
 		c.bad("inode %d is not a file and has %d bytes stored", in.Ino, in.Bytes)
 	}
 }
 
-func (c *volumeCheck) block(in *found, index uint32, value []byte) {
+func (c *volumeCheck) block(in *found, body, index uint32, value []byte) {
 	k, err := decodeBlock(index, value)
 	if err != nil {
 		c.bad("inode %d: %v", in.Ino, err)
+		return
+	}
+	if body != in.body {
+		c.shedBlock(in, body, k)
 		return
 	}
 	start := uint64(index) * uint64(c.v.blockSize)
@@ -297,6 +307,19 @@ func (c *volumeCheck) block(in *found, index uint32, value []byte) {
 	n := c.naming(refOf(in.Ino, k))
 	n.files++
 	n.foreign = n.foreign || k.Origin != (meta.Origin{})
+}
+
+// shedBlock takes note of a block that a file has shed.
+func (c *volumeCheck) shedBlock(in *found, body uint32, k *meta.Block) {
+	if in.sheds == nil {
+		in.sheds = make(map[uint32]bool)
+	}
+	in.sheds[body] = false
+	if !k.Inline {
+		n := c.naming(refOf(in.Ino, k))
+		n.ending++
+		n.foreign = n.foreign || k.Origin != (meta.Origin{})
+	}
 }
 
 func (c *volumeCheck) naming(r BlockRef) *naming {
@@ -393,6 +416,8 @@ func (c *volumeCheck) delayedWork(key, value []byte) {
 		c.ending(decodeRefs(meta.Ino(binary.BigEndian.Uint64(rest)), value))
 	case kind == delayedCloned && len(rest) == 18:
 		c.ending(decodeCloned(value))
+	case kind == delayedBody:
+		c.shed(decodeShed(rest, value))
 	case kind == delayedInode && len(rest) == 8:
 		ino := meta.Ino(binary.BigEndian.Uint64(rest))
 		if in := c.inodes[ino]; in != nil {
@@ -412,6 +437,20 @@ func (c *volumeCheck) delayedWork(key, value []byte) {
 		c.purges = append(c.purges, string(rest[1:]))
 	default:
 		c.bad("delayed work %q %q is not known", kind, rest)
+	}
+}
+
+// shed takes note of a body that will be collected. Its records may be gone.
+func (c *volumeCheck) shed(s shedBody, err error) {
+	in := c.inodes[s.ino]
+	switch {
+	case err != nil:
+		c.bad("delayed work of kind %q: %v", delayedBody, err)
+	case in == nil:
+	case s.body >= in.body:
+		c.bad("body %d of inode %d is to be removed, and it has body %d", s.body, s.ino, in.body)
+	case in.sheds != nil:
+		in.sheds[s.body] = true
 	}
 }
 
@@ -449,7 +488,7 @@ func (c *volumeCheck) pastNeeds(second int64, table byte, key, value []byte) {
 		if in, _ := decodeInode(ino, value); in.Nlink == 0 {
 			return
 		}
-	case key[8] == ofBlock:
+	case key[8] == ofBlock || key[8] == ofBody:
 		k, _ := decodeBlock(indexOf(key), value)
 		if r := refOf(ino, k); !k.Inline && c.refs[r] == nil {
 			c.bad("until second %d inode %d had block %d, version %v, which is gone", second, r.Ino, r.Index, r.Gen)
@@ -470,7 +509,7 @@ func checkPast(table byte, key, value []byte) (err error) {
 		_, err = decodeDentry(value)
 	case table == tableInode && len(key) == 9 && key[8] == ofAttr:
 		_, err = decodeInode(meta.Ino(binary.BigEndian.Uint64(key)), value)
-	case table == tableInode && len(key) == 13 && key[8] == ofBlock:
+	case table == tableInode && (len(key) == 13 && key[8] == ofBlock || len(key) == 17 && key[8] == ofBody):
 		_, err = decodeBlock(indexOf(key), value)
 	case table == tableInode && len(key) == 17 && key[8] == ofParent && len(value) == 4:
 	case table == tableInode && len(key) > 9 && key[8] == ofXattr:
@@ -554,6 +593,11 @@ func (c *volumeCheck) count(name string, want int64) {
 func (c *volumeCheck) contents(in *found) {
 	if in.dead {
 		return
+	}
+	for body, collected := range in.sheds {
+		if !collected {
+			c.bad("inode %d has shed body %d, which will not be removed", in.Ino, body)
+		}
 	}
 	if in.bytes != in.Bytes {
 		c.bad("inode %d says %d bytes are stored, its blocks have %d", in.Ino, in.Bytes, in.bytes)

@@ -75,19 +75,19 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"are stored", edit(f, func(in *inode) { in.Bytes-- })},
 		{"has 10 bytes, and block", edit(f, func(in *inode) { in.Size = 10 })},
 		{"inline", edit(f, func(in *inode) { in.inline = true })},
-		{"is not a file and has block", put(v.blockKey(d, 0), object)},
-		{"says", put(v.blockKey(f, 0), encodeBlock(&meta.Block{Len: 5}))},
+		{"is not a file and has block", put(v.blockKey(d, 0, 0), object)},
+		{"says", put(v.blockKey(f, 0, 0), encodeBlock(&meta.Block{Len: 5}))},
 		{"going to be deleted", func(tx engine.Tx) error {
 			key := append(v.delayedKey(9, delayedBlocks), make([]byte, 18)...)
 			binary.BigEndian.PutUint64(key[14:], f)
-			k, err := v.block(tx, f, 0)
+			k, err := v.block(tx, &inode{Attr: meta.Attr{Ino: f}}, 0)
 			if err != nil {
 				return err
 			}
 			return tx.Put(key, appendRef(nil, BlockRef{f, 0, k.Gen}))
 		}},
 		{"is named 1 times and counted 2 times", func(tx engine.Tx) error {
-			k, err := v.block(tx, f, 0)
+			k, err := v.block(tx, &inode{Attr: meta.Attr{Ino: f}}, 0)
 			if err != nil {
 				return err
 			}
@@ -95,11 +95,20 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		}},
 		{"is named 0 times and counted 1 times", func(tx engine.Tx) error { return v.setNamed(tx, BlockRef{Ino: 50}, 1) }},
 		{"by another file and not counted", func(tx engine.Tx) error {
-			return tx.Put(v.blockKey(f, 0), encodeBlock(&meta.Block{
+			return tx.Put(v.blockKey(f, 0, 0), encodeBlock(&meta.Block{
 				Gen: meta.Gen{Session: 1, Seq: 1}, Len: testBlockSize, Origin: meta.Origin{Ino: g}}))
 		}},
+		{"has shed body 1, which will not be removed", func(tx engine.Tx) error { // and none of its own
+			if err := edit(f, func(in *inode) { in.body = 2 })(tx); err != nil {
+				return err
+			}
+			return tx.Put(v.blockKey(f, 1, 0), object)
+		}},
+		{"and it has body 0", put(v.delayedBodyKey(9, f, 0), make([]byte, 8))},
+		{"of kind 'c'", put(v.delayedBodyKey(9, f, 0), nil)},
+		{"is not a file and has body 1", edit(d, func(in *inode) { in.body = 1 })},
 		{"says that it is from where it is", func(tx engine.Tx) error {
-			return tx.Put(v.blockKey(f, 0), encodeBlock(&meta.Block{
+			return tx.Put(v.blockKey(f, 0, 0), encodeBlock(&meta.Block{
 				Gen: meta.Gen{Session: 1, Seq: 1}, Len: testBlockSize, Origin: meta.Origin{Ino: f}}))
 		}},
 		{"is named 2 times and not counted", func(tx engine.Tx) error {
@@ -109,7 +118,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		}},
 		{"references that end", put(append(v.delayedKey(9, delayedCloned), make([]byte, 18)...), []byte{1})},
 		{"count", put(v.sharedKey(BlockRef{Ino: 1}), nil)},
-		{"record of block 0", put(v.blockKey(f, 0), []byte("\x03"+strings.Repeat("\x01", 31)))},
+		{"record of block 0", put(v.blockKey(f, 0, 0), []byte("\x03"+strings.Repeat("\x01", 31)))},
 		{"stands for inode 99", put(v.dentryKey(d, "x"), dentry{99, reg &^ 0o7777}.encode())},
 		{"which is no directory", put(v.dentryKey(f, "x"), dentry{g, reg &^ 0o7777}.encode())},
 		{"says type", put(v.dentryKey(meta.Root, "f"), dentry{f, dirm &^ 0o7777}.encode())},
@@ -119,7 +128,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"is not there", put(v.delayedInodeKey(9, 99), nil)},
 		{"until second 9 inode 99 was there", past(v.dentryKey(d, "x"), 9, dentry{99, reg &^ 0o7777}.encode())},
 		{"until second 9 inode 99 was there", past(v.attrKey(99), 9, (&inode{Attr: meta.Attr{Mode: reg, Nlink: 1}}).encode())},
-		{"until second 9 inode 4 had block 7, version", past(v.blockKey(f, 7), 9, object)},
+		{"until second 9 inode 4 had block 7, version", past(v.blockKey(f, 0, 7), 9, object)},
 		{"and the last change was in 10", past(v.dentryKey(d, "x"), 11, dentry{f, reg &^ 0o7777}.encode())},
 		{"history is complete since second 4611686018427387904", put(v.counterKey(counterPast), binary.BigEndian.AppendUint64(nil, 1<<62))},
 		{"is to be purged", put(append(v.delayedKey(9, delayedHistory), v.historyKey(v.attrKey(f), 1)[4:]...), nil)},
@@ -196,12 +205,14 @@ func TestFormsArePinned(t *testing.T) {
 		Mode: reg, Uid: 1, Gid: 2, Nlink: 3, Rdev: 4, Size: 5, Bytes: 6, Atime: meta.Time{Sec: -1, Nsec: 7},
 		Change: 8, Data: 9, Parent: 10, Xattrs: 11, Target: "t",
 	}, inline: true}
+	other := inode{body: 12}
 	for _, tc := range []struct {
 		got  []byte
 		want string
 	}{
 		{v.attrKey(2), "\x00\x00\x00\x01A\x00\x00\x00\x00\x00\x00\x00\x02\x00"},
-		{v.blockKey(2, 3), "\x00\x00\x00\x01A\x00\x00\x00\x00\x00\x00\x00\x02B\x00\x00\x00\x03"},
+		{v.blockKey(2, 0, 3), "\x00\x00\x00\x01A\x00\x00\x00\x00\x00\x00\x00\x02B\x00\x00\x00\x03"},
+		{v.blockKey(2, 4, 3), "\x00\x00\x00\x01A\x00\x00\x00\x00\x00\x00\x00\x02C\x00\x00\x00\x04\x00\x00\x00\x03"},
 		{v.parentKey(2, 3), "\x00\x00\x00\x01A\x00\x00\x00\x00\x00\x00\x00\x02P\x00\x00\x00\x00\x00\x00\x00\x03"},
 		{v.xattrKey(2, "n"), "\x00\x00\x00\x01A\x00\x00\x00\x00\x00\x00\x00\x02Xn"},
 		{v.dentryKey(2, "n"), "\x00\x00\x00\x01D\x00\x00\x00\x00\x00\x00\x00\x02n"},
@@ -211,6 +222,7 @@ func TestFormsArePinned(t *testing.T) {
 		{v.openKey(2, 3), "\x00\x00\x00\x01S\x00\x00\x00\x00\x00\x00\x00\x02O\x00\x00\x00\x00\x00\x00\x00\x03"},
 		{v.slotKey(2, 3), "\x00\x00\x00\x01S\x00\x00\x00\x00\x00\x00\x00\x02R\x00\x03"},
 		{v.delayedInodeKey(2, 3), "\x00\x00\x00\x01G\x00\x00\x00\x00\x00\x00\x00\x02i\x00\x00\x00\x00\x00\x00\x00\x03"},
+		{v.delayedBodyKey(2, 3, 4), "\x00\x00\x00\x01G\x00\x00\x00\x00\x00\x00\x00\x02c\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x04"},
 		{v.historyKey(v.dentryKey(2, "n"), 3), "\x00\x00\x00\x01HD\x00\x00\x00\x00\x00\x00\x00\x02n\x00\x00\x00\x00\x00\x00\x00\x00\x03"},
 		{dentry{2, 0o100000}.encode(), "\x00\x00\x00\x00\x00\x00\x00\x02\x08"},
 		{encodeBlock(&meta.Block{Gen: meta.Gen{Session: 1, Seq: 2}, Len: 3}),
@@ -228,6 +240,7 @@ func TestFormsArePinned(t *testing.T) {
 		{in.encode(), "\x01\x01\x00\x00\x81\xa4\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00\x04" +
 			"\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x06\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x07" +
 			strings.Repeat("\x00", 36) + "\x00\x00\x00\x00\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x0a\x00\x00\x00\x0bt"},
+		{other.encode(), "\x01\x04" + strings.Repeat("\x00", 112) + "\x00\x00\x00\x0c"},
 	} {
 		if string(tc.got) != tc.want {
 			t.Errorf("%q, pinned is %q", tc.got, tc.want)

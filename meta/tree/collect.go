@@ -182,7 +182,7 @@ func (v *volume) work(ctx context.Context, tasks []task, end time.Time) error {
 	}
 	var refs []BlockRef
 	var done [][]byte
-	var inodes, trees []task
+	var bodies, inodes, trees []task
 	for _, t := range tasks {
 		if time.Now().After(end) {
 			break
@@ -207,6 +207,8 @@ func (v *volume) work(ctx context.Context, tasks []task, end time.Time) error {
 			refs = append(refs, more...)
 			done = append(append(done, counts...), t.key)
 		case t.kind == delayedHistory:
+		case t.kind == delayedBody && len(body) == 12:
+			bodies = append(bodies, t)
 		case t.kind == delayedInode && len(body) == 8:
 			inodes = append(inodes, t)
 		case t.kind == delayedTree && len(body) == 8:
@@ -218,7 +220,11 @@ func (v *volume) work(ctx context.Context, tasks []task, end time.Time) error {
 	if err := v.finishDeletes(ctx, refs, done); err != nil {
 		return err
 	}
-	err := v.together(inodes, func(t task) error { return v.collectInode(ctx, t.key, t.ino(), end) })
+	err := v.together(bodies, func(t task) error { return v.collectBody(ctx, t, end) })
+	if err != nil {
+		return err
+	}
+	err = v.together(inodes, func(t task) error { return v.collectInode(ctx, t.key, t.ino(), end) })
 	if err != nil {
 		return err
 	}
@@ -327,37 +333,42 @@ func (v *volume) deleteBlocks(ctx context.Context, refs []BlockRef) error {
 func (v *volume) collectInode(ctx context.Context, key []byte, ino meta.Ino, end time.Time) error {
 	dying, condemned, err := v.condemn(ctx, key, ino)
 	for err == nil && dying && time.Now().Before(end) {
-		var blocks []*meta.Block
-		if blocks, err = v.someBlocks(ctx, ino); err != nil {
+		var records []record
+		if records, err = v.someRecords(ctx, append(v.inoKey(ino), ofBlock), append(v.inoKey(ino), ofBody+1)); err != nil {
 			return err
 		}
-		if len(blocks) == 0 {
+		if len(records) == 0 {
 			return v.erase(ctx, key, ino)
 		}
 		if err = v.srv.durable(condemned); err == nil { // before its blocks go: nobody may have it again
-			err = v.collectBlocks(ctx, ino, blocks)
+			err = v.collectBlocks(ctx, ino, records)
 		}
 	}
 	return err
 }
 
-// collectBlocks removes blocks of an inode that is being removed.
-func (v *volume) collectBlocks(ctx context.Context, ino meta.Ino, blocks []*meta.Block) error {
+// A record is that of a block.
+type record struct {
+	key   []byte
+	block *meta.Block
+}
+
+// collectBlocks removes blocks of an inode that nobody may have again.
+func (v *volume) collectBlocks(ctx context.Context, ino meta.Ino, records []record) error {
 	var refs []BlockRef
 	keys := make(map[BlockRef][]byte) // of the records that name them
 	var done [][]byte
-	for _, k := range blocks {
-		key := v.blockKey(ino, k.Index)
-		if k.Inline {
-			done = append(done, key)
+	for _, rec := range records {
+		if rec.block.Inline {
+			done = append(done, rec.key)
 			continue
 		}
-		r := refOf(ino, k)
+		r := refOf(ino, rec.block)
 		if keys[r] != nil {
 			break // cloned within the file: the next round finds it
 		}
 		refs = append(refs, r)
-		keys[r] = key
+		keys[r] = rec.key
 	}
 	shared, err := v.anyShared(ctx, refs)
 	if err != nil {
@@ -440,15 +451,19 @@ func (v *volume) lastChange(r engine.Reader, key []byte) (second int64, err erro
 	return second, err
 }
 
-// someBlocks returns blocks of an inode.
-func (v *volume) someBlocks(ctx context.Context, ino meta.Ino) (blocks []*meta.Block, err error) {
+// someRecords returns block records, in the order of their keys.
+func (v *volume) someRecords(ctx context.Context, from, to []byte) (records []record, err error) {
 	err = v.srv.cfg.Engine.View(ctx, func(r engine.Reader) error {
-		return v.eachBlock(r, ino, 0, func(k *meta.Block) (bool, error) {
-			blocks = append(blocks, k)
-			return len(blocks) < refsPerRecord, nil
+		return r.Scan(from, to, false, func(key, value []byte) (bool, error) {
+			k, err := decodeBlock(indexOf(key), value)
+			if err != nil {
+				return false, err
+			}
+			records = append(records, record{slices.Clone(key), k})
+			return len(records) < refsPerRecord, nil
 		})
 	})
-	return blocks, err
+	return records, err
 }
 
 // erase removes what is left of an inode.

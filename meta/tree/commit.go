@@ -92,7 +92,7 @@ func (v *volume) checkBlock(k *meta.Block) error {
 
 // store makes a block part of a file, whose size counts it already.
 func (c *change) store(in *loaded, k *meta.Block) error {
-	old, err := c.v.block(c, in.Ino, k.Index)
+	old, err := c.v.block(c, &in.inode, k.Index)
 	if err != nil {
 		return err
 	}
@@ -153,7 +153,7 @@ func (c *change) setBlock(in *loaded, old, k *meta.Block) error {
 	if before == nil && after == nil {
 		return nil
 	}
-	return c.replace(c.v.blockKey(in.Ino, k.Index), before, after)
+	return c.replace(c.v.blockKey(in.Ino, in.body, k.Index), before, after)
 }
 
 // checkWriter refuses an object that another session wrote, unless it is the
@@ -193,12 +193,12 @@ func (s *session) punch(ctx context.Context, req *meta.Request) (*meta.Reply, er
 		if !in.IsRegular() {
 			return false, refuse(syscall.EINVAL, "inode %d is not a file", req.Ino)
 		}
-		to, more, err := c.v.head(c, in.Ino, req.Index, req.Index2)
+		to, more, err := c.v.head(c, &in.inode, req.Index, req.Index2)
 		if err != nil || !more {
 			return false, err
 		}
 		c.touchData(in)
-		return true, c.removeBlocks(in, req.Index, to)
+		return true, c.removeBlocks(in, req.Index, uint64(to))
 	})
 	if err != nil {
 		return nil, err
@@ -208,7 +208,7 @@ func (s *session) punch(ctx context.Context, req *meta.Request) (*meta.Reply, er
 		if err != nil {
 			return nil, err
 		}
-		if err := c.removeBlocks(in, req.Index, req.Index2); err != nil {
+		if err := c.removeBlocks(in, req.Index, uint64(req.Index2)); err != nil {
 			return nil, err
 		}
 		c.touchData(in)
@@ -217,31 +217,35 @@ func (s *session) punch(ctx context.Context, req *meta.Request) (*meta.Reply, er
 	})
 }
 
-// head returns the index after blockStep records of a file from <= i < to; more
+// head returns the index after [blockStep] records of a file from <= i < to; more
 // is false if there are no more than that.
-func (v *volume) head(r engine.Reader, ino meta.Ino, from, to uint32) (next uint32, more bool, err error) {
+func (v *volume) head(r engine.Reader, in *inode, from, to uint32) (next uint32, more bool, err error) {
 	n := 0
-	err = v.eachBlock(r, ino, from, func(k *meta.Block) (bool, error) {
+	err = v.eachBlock(r, in, from, func(k *meta.Block) (bool, error) {
 		n++
 		next = k.Index
-		return n <= blockStep && k.Index < to, nil
+		return n <= v.srv.blockStep && k.Index < to, nil
 	})
-	return next, n > blockStep && next < to, err
+	return next, n > v.srv.blockStep && next < to, err
 }
 
-// tail returns the index of the first of the last blockStep records of a file;
+// tail returns the index of the first of the last [blockStep] records of a file;
 // more is false if there are no more than that from first on.
-func (v *volume) tail(r engine.Reader, ino meta.Ino, first uint32) (from uint32, more bool, err error) {
+func (v *volume) tail(r engine.Reader, in *inode, first uint32) (from uint32, more bool, err error) {
 	n := 0
-	from = math.MaxUint32
-	err = r.Scan(v.blockKey(ino, first), v.blockEnd(ino), true, func(key, _ []byte) (bool, error) {
-		if n++; n > blockStep {
+	from = blocksIn(in.Size, v.blockSize)
+	if first >= from {
+		return from, false, nil
+	}
+	// What was cut in the step before lies beyond the end: not to pass it again.
+	err = r.Scan(v.blockKey(in.Ino, in.body, first), v.blockKey(in.Ino, in.body, from), true, func(key, _ []byte) (bool, error) {
+		if n++; n > v.srv.blockStep {
 			return false, nil
 		}
 		from = indexOf(key)
 		return true, nil
 	})
-	return from, n > blockStep, err
+	return from, n > v.srv.blockStep, err
 }
 
 // indexOf returns the block that a key of a block record is for.

@@ -36,6 +36,7 @@ type world struct {
 	lease     time.Duration
 	keep      time.Duration
 	maxHeld   int
+	step      int // blocks that one transaction cuts: few, so that short files are cut as long ones are
 }
 
 // newWorld returns a world, which is checked when the test ends.
@@ -46,7 +47,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w := &world{
-		t: t, engine: e, deleted: make(map[BlockRef]bool),
+		t: t, engine: e, deleted: make(map[BlockRef]bool), step: 2,
 		config: VolumeConfig{Name: "test", BlockSize: testBlockSize, InlineMax: 512},
 	}
 	w.start()
@@ -92,6 +93,7 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	srv.blockStep = w.step
 	w.srv = srv
 }
 

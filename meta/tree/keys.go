@@ -24,7 +24,8 @@ const (
 	tableVolume  = 'V' // in volume 0: V uuid(16)
 
 	ofAttr   = 0   // A ino 0
-	ofBlock  = 'B' // A ino B index(4)
+	ofBlock  = 'B' // A ino B index(4): of a file's first body
+	ofBody   = 'C' // A ino C body(4) index(4): of a later one
 	ofParent = 'P' // A ino P directory(8): while it has several names
 	ofXattr  = 'X' // A ino X name
 
@@ -33,6 +34,7 @@ const (
 	ofSlot    = 'R' // S session R slot(2)
 
 	delayedBlocks  = 'b' // G due b ino(8) change(8) part(2): objects to delete
+	delayedBody    = 'c' // G due c ino(8) body(4): block records that a file has shed
 	delayedHistory = 'h' // G due h key-of-H without the volume
 	delayedInode   = 'i' // G due i ino(8): unlinked
 	delayedTree    = 't' // G due t ino(8): a directory without a name that has entries, to be taken apart
@@ -61,11 +63,17 @@ func (v *volume) inoKey(ino meta.Ino) []byte {
 
 func (v *volume) attrKey(ino meta.Ino) []byte { return append(v.inoKey(ino), ofAttr) }
 
-func (v *volume) blockKey(ino meta.Ino, index uint32) []byte {
-	return binary.BigEndian.AppendUint32(append(v.inoKey(ino), ofBlock), index)
+// bodyKey is what the keys of a body's block records begin with.
+func (v *volume) bodyKey(ino meta.Ino, body uint32) []byte {
+	if body == 0 {
+		return append(v.inoKey(ino), ofBlock)
+	}
+	return binary.BigEndian.AppendUint32(append(v.inoKey(ino), ofBody), body)
 }
 
-func (v *volume) blockEnd(ino meta.Ino) []byte { return append(v.inoKey(ino), ofBlock+1) }
+func (v *volume) blockKey(ino meta.Ino, body, index uint32) []byte {
+	return binary.BigEndian.AppendUint32(v.bodyKey(ino, body), index)
+}
 
 func (v *volume) parentKey(ino, dir meta.Ino) []byte {
 	return binary.BigEndian.AppendUint64(append(v.inoKey(ino), ofParent), uint64(dir))
@@ -110,6 +118,10 @@ func (v *volume) delayedInodeKey(due int64, ino meta.Ino) []byte {
 	return binary.BigEndian.AppendUint64(v.delayedKey(due, delayedInode), uint64(ino))
 }
 
+func (v *volume) delayedBodyKey(due int64, ino meta.Ino, body uint32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(v.delayedKey(due, delayedBody), uint64(ino)), body)
+}
+
 func volumeKey(id [16]byte) []byte { return append([]byte{0, 0, 0, 0, tableVolume}, id[:]...) }
 
 // after returns the first key that does not start with prefix.
@@ -133,13 +145,15 @@ const attrLen = 114
 // An inode is what A ino 0 says.
 type inode struct {
 	meta.Attr
-	inline bool // block 0 has its bytes in its record
-	dead   bool // its blocks are being deleted; nobody may have it again
+	inline bool   // block 0 has its bytes in its record
+	dead   bool   // its blocks are being deleted; nobody may have it again
+	body   uint32 // where a file's block records are, see [change.shed]
 }
 
 const (
 	flagInline = 1 << iota
 	flagDead
+	flagBody // the body follows, in the place of a target
 )
 
 func appendTime(b []byte, t meta.Time) []byte {
@@ -160,6 +174,9 @@ func (in *inode) encode() []byte {
 	if in.dead {
 		flags |= flagDead
 	}
+	if in.body != 0 {
+		flags |= flagBody
+	}
 	b = append(b, 1, flags)
 	for _, n := range []uint32{in.Mode, in.Uid, in.Gid, in.Nlink, in.Rdev} {
 		b = binary.BigEndian.AppendUint32(b, n)
@@ -173,11 +190,14 @@ func (in *inode) encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, in.Data)
 	b = binary.BigEndian.AppendUint64(b, uint64(in.Parent))
 	b = binary.BigEndian.AppendUint32(b, in.Xattrs)
+	if in.body != 0 {
+		return binary.BigEndian.AppendUint32(b, in.body)
+	}
 	return append(b, in.Target...)
 }
 
 func decodeInode(ino meta.Ino, b []byte) (*inode, error) {
-	if len(b) < attrLen || b[0] != 1 || b[1]&^(flagInline|flagDead) != 0 {
+	if len(b) < attrLen || b[0] != 1 || b[1]&^(flagInline|flagDead|flagBody) != 0 || b[1]&flagBody != 0 && len(b) != attrLen+4 {
 		return nil, fmt.Errorf("tree: attributes of inode %d: %w", ino, errValue)
 	}
 	in := &inode{inline: b[1]&flagInline != 0, dead: b[1]&flagDead != 0}
@@ -194,7 +214,12 @@ func decodeInode(ino meta.Ino, b []byte) (*inode, error) {
 	in.Data = binary.BigEndian.Uint64(b[94:])
 	in.Parent = meta.Ino(binary.BigEndian.Uint64(b[102:]))
 	in.Xattrs = binary.BigEndian.Uint32(b[110:])
-	in.Target = string(b[attrLen:])
+	rest := b[attrLen:]
+	if b[1]&flagBody != 0 {
+		in.body = binary.BigEndian.Uint32(rest)
+	} else {
+		in.Target = string(rest)
+	}
 	return in, nil
 }
 
@@ -238,9 +263,8 @@ func encodeBlock(k *meta.Block) []byte {
 }
 
 func decodeBlock(index uint32, b []byte) (*meta.Block, error) {
-	bad := fmt.Errorf("tree: record of block %d: %w", index, errValue)
 	if len(b) < blockLen {
-		return nil, bad
+		return nil, badBlock(index)
 	}
 	k := &meta.Block{
 		Index: index,
@@ -251,19 +275,19 @@ func decodeBlock(index uint32, b []byte) (*meta.Block, error) {
 	switch b[0] {
 	case blockObject:
 		if len(rest) > 0 {
-			return nil, bad
+			return nil, badBlock(index)
 		}
 		return k, nil
 	case blockInline:
 		k.Inline = true
 		k.Data = append([]byte(nil), rest...)
 		if len(k.Data) > int(k.Len) {
-			return nil, bad
+			return nil, badBlock(index)
 		}
 		return k, nil
 	case blockPart:
 		if len(rest) < originLen || len(rest)%holeLen != 0 { // an origin is as long as three holes
-			return nil, bad
+			return nil, badBlock(index)
 		}
 		k.Origin = meta.Origin{Ino: meta.Ino(binary.BigEndian.Uint64(rest)), Index: binary.BigEndian.Uint32(rest[8:])}
 		for rest = rest[originLen:]; len(rest) > 0; rest = rest[holeLen:] {
@@ -273,11 +297,15 @@ func decodeBlock(index uint32, b []byte) (*meta.Block, error) {
 			})
 		}
 		if !k.HolesFit() || len(k.Holes) == 0 && k.Origin == (meta.Origin{}) {
-			return nil, bad
+			return nil, badBlock(index)
 		}
 		return k, nil
 	}
-	return nil, bad
+	return nil, badBlock(index)
+}
+
+func badBlock(index uint32) error {
+	return fmt.Errorf("tree: record of block %d: %w", index, errValue)
 }
 
 // A dentry is what a name stands for: ino(8) type(1), the type as in st_mode

@@ -2,7 +2,6 @@ package tree
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"syscall"
 
@@ -118,13 +117,13 @@ func (v *volume) told(r engine.Reader, in *inode) (*meta.Reply, error) {
 		return reply, nil
 	}
 	var err error
-	reply.Block, err = v.block(r, in.Ino, 0)
+	reply.Block, err = v.block(r, in, 0)
 	return reply, err
 }
 
 // block returns the record of a block, or nil if it is a hole.
-func (v *volume) block(r engine.Reader, ino meta.Ino, index uint32) (*meta.Block, error) {
-	b, err := r.Get(v.blockKey(ino, index))
+func (v *volume) block(r engine.Reader, in *inode, index uint32) (*meta.Block, error) {
+	b, err := r.Get(v.blockKey(in.Ino, in.body, index))
 	if err != nil || b == nil {
 		return nil, err
 	}
@@ -270,7 +269,7 @@ func (s *session) blocks(ctx context.Context, req *meta.Request) (*meta.Reply, e
 		}
 		reply := &meta.Reply{Attr: in.told(), EOF: true}
 		size := 0
-		err = q.v.eachBlock(q, in.Ino, req.Index, func(k *meta.Block) (bool, error) {
+		err = q.v.eachBlock(q, in, req.Index, func(k *meta.Block) (bool, error) {
 			if len(reply.Blocks) == limit || size > maxRecords {
 				reply.EOF = false
 				return false, nil
@@ -285,12 +284,13 @@ func (s *session) blocks(ctx context.Context, req *meta.Request) (*meta.Reply, e
 
 // eachBlock calls fn for each record of a file from index on, until it returns
 // false.
-func (v *volume) eachBlock(r engine.Reader, ino meta.Ino, index uint32, fn func(*meta.Block) (bool, error)) error {
-	return r.Scan(v.blockKey(ino, index), v.blockEnd(ino), false, func(key, value []byte) (bool, error) {
-		if len(key) != 18 {
+func (v *volume) eachBlock(r engine.Reader, in *inode, index uint32, fn func(*meta.Block) (bool, error)) error {
+	body := v.bodyKey(in.Ino, in.body)
+	return r.Scan(v.blockKey(in.Ino, in.body, index), after(body), false, func(key, value []byte) (bool, error) {
+		if len(key) != len(body)+4 {
 			return false, errValue
 		}
-		k, err := decodeBlock(binary.BigEndian.Uint32(key[14:]), value)
+		k, err := decodeBlock(indexOf(key), value)
 		if err != nil {
 			return false, err
 		}

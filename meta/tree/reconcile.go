@@ -173,7 +173,11 @@ func (w *sweep) examine(ctx context.Context) error {
 // is or as it was in the past that is kept, or, if it was cloned, anything that is
 // counted. Delayed work may name it all the same.
 func (v *volume) needed(r engine.Reader, ref BlockRef) (bool, error) {
-	key := v.blockKey(ref.Ino, ref.Index)
+	body, err := v.bodyOf(r, ref.Ino)
+	if err != nil {
+		return false, err
+	}
+	key := v.blockKey(ref.Ino, body, ref.Index)
 	b, err := r.Get(key)
 	if err != nil {
 		return false, err
@@ -198,6 +202,19 @@ func (v *volume) needed(r engine.Reader, ref BlockRef) (bool, error) {
 		return !named, err
 	})
 	return named, err
+}
+
+// bodyOf returns which body an inode has, 0 if it is gone.
+func (v *volume) bodyOf(r engine.Reader, ino meta.Ino) (uint32, error) {
+	b, err := r.Get(v.attrKey(ino))
+	if b == nil || err != nil {
+		return 0, err
+	}
+	in, err := decodeInode(ino, b)
+	if err != nil {
+		return 0, err
+	}
+	return in.body, nil
 }
 
 // isObject tells whether a record of the block that an object was made for names
@@ -272,6 +289,11 @@ func (v *volume) eachDelayedBlock(r engine.Reader, fn func(BlockRef)) error {
 			refs, err = decodeRefs(meta.Ino(binary.BigEndian.Uint64(body[9:])), value)
 		case body[8] == delayedCloned:
 			refs, err = decodeCloned(value)
+		case body[8] == delayedBody:
+			var s shedBody
+			if s, err = decodeShed(body[9:], value); err == nil {
+				err = v.eachObject(r, s, func(ref BlockRef) error { fn(ref); return nil })
+			}
 		}
 		for _, ref := range refs {
 			fn(ref)

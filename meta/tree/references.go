@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -37,7 +38,7 @@ func References(ctx context.Context, e engine.Engine, fn func(volume string, ref
 		}
 		for num, v := range k.volumes {
 			prefix := binary.BigEndian.AppendUint32(nil, num)
-			w := referenceScan{fn: func(ref BlockRef, why Naming) error { return fn(v.id, ref, why) }}
+			w := referenceScan{r: r, v: v, fn: func(ref BlockRef, why Naming) error { return fn(v.id, ref, why) }}
 			err := r.Scan(prefix, after(prefix), false, func(key, value []byte) (bool, error) {
 				err := w.record(key[len(prefix):], value)
 				if err == nil {
@@ -59,8 +60,12 @@ func References(ctx context.Context, e engine.Engine, fn func(volume string, ref
 
 // A referenceScan goes through the records of a volume.
 type referenceScan struct {
+	r     engine.Reader
+	v     *volume
 	fn    func(BlockRef, Naming) error
+	body  []byte   // what the keys of the block records begin with that a file has
 	dying meta.Ino // whose objects go before their records
+	since int64    // from which second on the past is kept, 0: it is not
 }
 
 // record calls fn for each object that a record names. The key is without its
@@ -70,10 +75,14 @@ func (w *referenceScan) record(key, value []byte) error {
 	case len(key) == 10 && key[0] == tableInode && key[9] == ofAttr:
 		ino := meta.Ino(binary.BigEndian.Uint64(key[1:]))
 		in, err := decodeInode(ino, value)
-		if err == nil && in.dead {
+		if err != nil {
+			return err
+		}
+		w.body = w.v.bodyKey(ino, in.body)[4:]
+		if in.dead {
 			w.dying = ino
 		}
-		return err
+	case isBlockKey(key) && !bytes.HasPrefix(key, w.body): // shed: delayed work tells of it
 	case isBlockKey(key):
 		why := InFile
 		if meta.Ino(binary.BigEndian.Uint64(key[1:])) == w.dying {
@@ -87,6 +96,10 @@ func (w *referenceScan) record(key, value []byte) error {
 		return w.delayed(refs, err)
 	case key[0] == tableDelayed && len(key) == 28 && key[9] == delayedCloned:
 		return w.delayed(decodeCloned(value))
+	case string(key) == string([]byte{tableCounter})+counterPast && len(value) == 8:
+		w.since = int64(binary.BigEndian.Uint64(value))
+	case key[0] == tableDelayed && len(key) > 10 && key[9] == delayedBody:
+		return w.shed(decodeShed(key[10:], value))
 	}
 	return nil
 }
@@ -100,9 +113,21 @@ func (w *referenceScan) delayed(refs []BlockRef, err error) error {
 	return err
 }
 
+// shed calls fn for what a body names that a file had until a second.
+func (w *referenceScan) shed(s shedBody, err error) error {
+	if err != nil {
+		return err
+	}
+	why := InDelete
+	if w.since != 0 && s.second > w.since {
+		why = InPast
+	}
+	return w.v.eachObject(w.r, s, func(ref BlockRef) error { return w.fn(ref, why) })
+}
+
 // isBlockKey tells whether a key, without its volume, is that of a block's record.
 func isBlockKey(key []byte) bool {
-	return len(key) == 14 && key[0] == tableInode && key[9] == ofBlock
+	return key[0] == tableInode && (len(key) == 14 && key[9] == ofBlock || len(key) == 18 && key[9] == ofBody)
 }
 
 // block calls fn for what the record of a block names.

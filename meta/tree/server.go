@@ -85,8 +85,9 @@ type Config struct {
 
 // A Server is a metadata service: a [meta.Handler].
 type Server struct {
-	cfg   Config
-	start time.Time
+	cfg       Config
+	start     time.Time
+	blockStep int // see the constant, which it is but in tests
 
 	broken     chan struct{} // closed when the engine failed
 	breakOnce  sync.Once
@@ -122,7 +123,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.MaxHeld = 1_000_000
 	}
 	srv := &Server{
-		cfg: cfg, start: time.Now(), broken: make(chan struct{}),
+		cfg: cfg, start: time.Now(), blockStep: blockStep, broken: make(chan struct{}),
 		volumes: make(map[string]*volume), conns: make(map[meta.Conn]*session),
 	}
 	if err := srv.load(context.Background()); err != nil {

@@ -2,6 +2,7 @@ package tree
 
 import (
 	"context"
+	"math"
 	"syscall"
 
 	"flexfs/meta"
@@ -79,17 +80,22 @@ func withoutPrivileges(mode uint32) uint32 {
 	return mode
 }
 
-// blockStep bounds the block records that one transaction cuts. A longer cut
+// blockStep bounds the block records that one transaction removes, or keeps when
+// it sheds the rest. Only a cut that leaves more than that and takes more than that
 // goes in steps, each of them a shorter file, from its end.
-const blockStep = 4096
+const blockStep = 1024
 
-// cutSteps cuts a file that has too many blocks beyond its new size for one
-// transaction, until it has not.
+// cutSteps cuts a file that has too many blocks on both sides of its new end for
+// one transaction, until it has not.
 func (s *session) cutSteps(ctx context.Context, req *meta.Request) error {
 	return s.steps(ctx, req, func(c *change, in *loaded) (bool, error) {
 		first := blocksIn(req.Attr.Size, c.v.blockSize)
-		from, more, err := c.v.tail(c, in.Ino, first)
-		if err != nil || !more {
+		from, long, err := c.v.tail(c, &in.inode, first)
+		if err != nil || !long {
+			return false, err
+		}
+		_, long, err = c.v.head(c, &in.inode, 0, first)
+		if err != nil || !long {
 			return false, err
 		}
 		return true, c.resize(in, uint64(from)*uint64(c.v.blockSize))
@@ -119,9 +125,10 @@ func (s *session) steps(ctx context.Context, req *meta.Request, fn func(*change,
 	return nil
 }
 
-// blocksIn returns how many blocks size bytes take.
+// blocksIn returns how many blocks size bytes take. The largest file has less than
+// 2^32, unless blocks are smaller than any volume has them.
 func blocksIn(size uint64, blockSize uint32) uint32 {
-	return uint32((size + uint64(blockSize) - 1) / uint64(blockSize))
+	return uint32(min((size+uint64(blockSize)-1)/uint64(blockSize), math.MaxUint32))
 }
 
 // resize sets a file's size. Block records beyond it go, and the last is cut.
@@ -145,14 +152,23 @@ func (c *change) resize(in *loaded, size uint64) error {
 // cut removes what a file has from size on.
 func (c *change) cut(in *loaded, size uint64) error {
 	keep := blocksIn(size, c.v.blockSize)
-	if err := c.removeBlocks(in, keep, 1<<32-1); err != nil {
+	_, long, err := c.v.tail(c, &in.inode, keep)
+	if err != nil {
+		return err
+	}
+	if long {
+		err = c.shed(in, keep)
+	} else {
+		err = c.removeBlocks(in, keep, math.MaxUint64)
+	}
+	if err != nil {
 		return err
 	}
 	rest := uint32(size % uint64(c.v.blockSize))
 	if rest == 0 {
 		return nil
 	}
-	k, err := c.v.block(c, in.Ino, keep-1)
+	k, err := c.v.block(c, &in.inode, keep-1)
 	if err != nil || k == nil || k.Len <= rest {
 		return err
 	}
@@ -165,10 +181,10 @@ func (c *change) cut(in *loaded, size uint64) error {
 }
 
 // removeBlocks makes blocks from <= i < to holes.
-func (c *change) removeBlocks(in *loaded, from, to uint32) error {
+func (c *change) removeBlocks(in *loaded, from uint32, to uint64) error {
 	var gone []*meta.Block
-	err := c.v.eachBlock(c, in.Ino, from, func(k *meta.Block) (bool, error) {
-		if k.Index >= to {
+	err := c.v.eachBlock(c, &in.inode, from, func(k *meta.Block) (bool, error) {
+		if uint64(k.Index) >= to {
 			return false, nil
 		}
 		gone = append(gone, k)

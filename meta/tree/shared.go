@@ -154,11 +154,11 @@ func cloneable(from, to *loaded, req *meta.Request, blockSize uint32) error {
 
 // cloneBlock makes block j of to the same as block i of from, as far as size.
 func (c *change) cloneBlock(from, to *loaded, i, j uint32, size uint64) error {
-	source, err := c.v.block(c, from.Ino, i)
+	source, err := c.v.block(c, &from.inode, i)
 	if err != nil {
 		return err
 	}
-	old, err := c.v.block(c, to.Ino, j)
+	old, err := c.v.block(c, &to.inode, j)
 	if err != nil {
 		return err
 	}
