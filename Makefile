@@ -3,12 +3,13 @@
 # make test   passes the tests, as .ci/run does
 # make check  formatting, vet, staticcheck
 # make fuzz   each fuzz target for a while
+# make bench  measures a mount against the local disk, within twenty minutes; see docs/performance.md
 # make bench-proxy  measures a proxy against nginx, within four minutes
 # make sim    simulates 1,000 mounts and 64 proxies for hours, in minutes
 # make soak   the long tests: random work and faults, an hour each
 # make clean  removes what the others made, except Go's own caches
 
-.PHONY: all build demo test check fuzz bench-proxy clean setup library sim soak
+.PHONY: all build demo test check fuzz bench bench-proxy clean setup library sim soak
 .DEFAULT_GOAL := build
 
 GO ?= go
@@ -24,7 +25,7 @@ build: library
 library:
 	@third_party/jacobsa-fuse/setup
 
-# What a fresh machine lacks: fusermount3, sqlite3 and ip, from its packages.
+# What a fresh machine lacks: fusermount3, sqlite3, ip and fio, from its packages.
 setup: library
 	@internal/setup/packages
 
@@ -45,6 +46,10 @@ fuzz: library
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
 	  done; \
 	done
+
+# As root. BENCH has more flags for it: BENCH='-run "4 KiB" -repeats 5 -bucketDelay 30ms'.
+bench: setup build
+	$(GO) run ./internal/bench -flexfs bin/flexfs $(BENCH)
 
 # BENCH has more flags for it, such as -json FILE.
 bench-proxy: build

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	"flexfs/admin"
+	"flexfs/internal/measure"
 	"flexfs/internal/tlspin"
 	"flexfs/modes"
 	"flexfs/store"
@@ -41,26 +42,28 @@ type lab struct {
 
 	next    atomic.Uint64 // of the keys
 	sealer  *seal.Sealer
-	servers []*server
+	servers []*measure.Process
 	undo    []func() error
 }
 
-func newLab(ctx context.Context, o options, dir string) (l *lab, err error) {
-	l = &lab{opt: o, dir: dir, www: filepath.Join(dir, "www"), sealer: seal.NewSealer(seal.Options{}), debug: make(map[*target]string), folder: make(map[*target]string)}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.close())
-		}
-	}()
+func newLab(ctx context.Context, o options, dir string) (*lab, error) {
+	l := &lab{opt: o, dir: dir, www: filepath.Join(dir, "www"), sealer: seal.NewSealer(seal.Options{}), debug: make(map[*target]string), folder: make(map[*target]string)}
+	if err := l.startAll(ctx); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	return l, nil
+}
+
+func (l *lab) startAll(ctx context.Context) (err error) {
 	if l.bucket, err = startBucket(); err != nil {
-		return nil, err
+		return err
 	}
 	l.undo = append(l.undo, l.bucket.close)
 	if err := l.startAdmin(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := l.makeVolume(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	for _, g := range []struct {
 		to    **target
@@ -69,20 +72,20 @@ func newLab(ctx context.Context, o options, dir string) (l *lab, err error) {
 		noSSL bool
 	}{{&l.plain, "plain", 1, true}, {&l.tls, "tls", 1, false}, {&l.pair, "pair", 2, true}} {
 		if *g.to, err = l.startGroup(ctx, g.name, g.n, g.noSSL); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := l.startNginx(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	return l, l.takeTicket(ctx)
+	return l.takeTicket(ctx)
 }
 
 // close ends everything, last started first.
 func (l *lab) close() error {
 	var err error
 	for i := len(l.servers) - 1; i >= 0; i-- {
-		err = errors.Join(err, l.servers[i].stop())
+		err = errors.Join(err, l.servers[i].Stop())
 	}
 	for i := len(l.undo) - 1; i >= 0; i-- {
 		err = errors.Join(err, l.undo[i]())
@@ -160,10 +163,10 @@ func (l *lab) startGroup(ctx context.Context, name string, n int, noSSL bool) (*
 	addrs, debug := make([]string, n), make([]string, n)
 	for i := range n {
 		var err error
-		if addrs[i], err = freeAddr(); err != nil {
+		if addrs[i], err = measure.FreeAddr(); err != nil {
 			return nil, err
 		}
-		if debug[i], err = freeAddr(); err != nil {
+		if debug[i], err = measure.FreeAddr(); err != nil {
 			return nil, err
 		}
 	}
@@ -184,7 +187,7 @@ func (l *lab) startGroup(ctx context.Context, name string, n int, noSSL bool) (*
 		if err != nil {
 			return nil, err
 		}
-		t.pids = append(t.pids, s.cmd.Process.Pid)
+		t.pids = append(t.pids, s.Pid)
 	}
 	l.debug[t], l.folder[t] = debug[0], l.path(name+"0", "blocks")
 	if !noSSL {
@@ -197,19 +200,19 @@ func (l *lab) startGroup(ctx context.Context, name string, n int, noSSL bool) (*
 	return t, nil
 }
 
-func (l *lab) startProxy(ctx context.Context, name, addr, debug, token string, noSSL bool) (*server, error) {
+func (l *lab) startProxy(ctx context.Context, name, addr, debug, token string, noSSL bool) (*measure.Process, error) {
 	args := []string{"proxy", "--adminAddr", l.admin.Access().Addr, "--tokenFile", token, "--credsFile", l.admin.CredentialsFile(),
 		"--bindAddr", addr, "--address", addr, "--debugAddr", debug, "--diskFolder", l.path(name, "blocks"), "--diskQuota", "4GiB",
 		"--memCapacity", "1GiB", "--stateFolder", l.path(name)}
 	if noSSL {
 		args = append(args, "--noSSL")
 	}
-	s, err := startServer("proxy "+name, l.opt.flexfs, args...)
+	s, err := measure.Start("proxy "+name, nil, l.opt.flexfs, args...)
 	if err != nil {
 		return nil, err
 	}
 	l.servers = append(l.servers, s)
-	return s, s.await(ctx, addr)
+	return s, s.AwaitListening(ctx, addr)
 }
 
 func (l *lab) startNginx(ctx context.Context) error {
@@ -220,7 +223,7 @@ func (l *lab) startNginx(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pids, err := s.pids()
+	pids, err := pidsOf(s)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"flexfs/internal/measure"
 )
 
 // limit ends a benchmark that hangs.
@@ -51,10 +53,10 @@ func main() {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err := inNamespace(ctx, func() error { return bench(ctx, o) })
-	var ended *endedError
+	err := measure.Apart(ctx, func() error { return bench(ctx, o) })
+	var ended *measure.EndedError
 	if errors.As(err, &ended) {
-		os.Exit(ended.code) // it has said why
+		os.Exit(ended.Code) // it has said why
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "proxybench:", err)

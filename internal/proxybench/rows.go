@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"flexfs/internal/measure"
 )
 
 // results are what was measured, as the table shows it and as JSON. Times are in
@@ -75,8 +77,8 @@ const (
 
 func figureOf(all []*sample) figure {
 	return figure{
-		Rate: median(all, (*sample).rate), P50: median(all, (*sample).p50), Foreign: median(all, (*sample).foreign),
-		ServerCPU: median(all, (*sample).serverCPU), ClientCPU: median(all, (*sample).clientCPU),
+		Rate: measure.Median(all, (*sample).rate), P50: measure.Median(all, (*sample).p50), Foreign: measure.Median(all, (*sample).foreign),
+		ServerCPU: measure.Median(all, (*sample).serverCPU), ClientCPU: measure.Median(all, (*sample).clientCPU),
 	}
 }
 
@@ -182,7 +184,7 @@ func (l *lab) compare(ctx context.Context, pair [2]*target, blocks []block, clie
 		turn[i] = i
 	}
 	ratio := func(f func(*sample) float64) float64 {
-		return median(turn, func(i int) float64 { return f(all[1][i]) / f(all[0][i]) })
+		return measure.Median(turn, func(i int) float64 { return f(all[1][i]) / f(all[0][i]) })
 	}
 	row.RateRatio, row.ServerCPURatio, row.ClientCPURatio = ratio((*sample).rate), ratio((*sample).serverCPU), ratio((*sample).clientCPU)
 	name := fmt.Sprintf("get-%s-%d-x%d", scheme(row.TLS), working/len(blocks), clients)
@@ -279,7 +281,7 @@ func (l *lab) each(ctx context.Context, t *target, blocks []block, path func(blo
 		}
 		took = append(took, time.Since(start))
 	}
-	return median(took, time.Duration.Seconds), ctx.Err()
+	return measure.Median(took, time.Duration.Seconds), ctx.Err()
 }
 
 // puts measures new blocks: in a group of one they are in the bucket when they

@@ -1,77 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
+
+	"flexfs/internal/measure"
 )
-
-// A server is a child process, which dies with this one.
-type server struct {
-	name string
-	cmd  *exec.Cmd
-	log  bytes.Buffer
-	done chan struct{}
-}
-
-func startServer(name, program string, args ...string) (*server, error) {
-	s := &server{name: name, cmd: exec.Command(program, args...), done: make(chan struct{})}
-	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
-	if err := s.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() { s.cmd.Wait(); close(s.done) }()
-	return s, nil
-}
-
-// await waits until the server accepts connections.
-func (s *server) await(ctx context.Context, addr string) error {
-	for {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		if err == nil {
-			return c.Close()
-		}
-		select {
-		case <-s.done:
-			return fmt.Errorf("%s ended at once:\n%s", s.name, s.log.Bytes())
-		case <-ctx.Done():
-			return fmt.Errorf("%s does not listen: %w", s.name, err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// stop ends the server and waits for it.
-func (s *server) stop() error {
-	s.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-s.done:
-		return nil
-	case <-time.After(15 * time.Second):
-		s.cmd.Process.Kill()
-		<-s.done
-		return fmt.Errorf("%s did not end when it was told to", s.name)
-	}
-}
-
-// freeAddr returns an address that nobody listens on. The namespace is ours
-// alone, so it stays free.
-func freeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return ln.Addr().String(), ln.Close()
-}
 
 // nginxConf is nginx as its manual recommends it for files, with two workers, as
 // the proxy has a thread for each CPU. Go's and OpenSSL's first choices of a
@@ -102,13 +41,13 @@ http {
 `
 
 // startNginx serves the files below root, plain and with the certificate.
-func startNginx(ctx context.Context, program, dir, root, certs string, workers int) (s *server, plain, secure string, err error) {
+func startNginx(ctx context.Context, program, dir, root, certs string, workers int) (s *measure.Process, plain, secure string, err error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, "", "", err
 	}
-	plain, err = freeAddr()
+	plain, err = measure.FreeAddr()
 	if err == nil {
-		secure, err = freeAddr()
+		secure, err = measure.FreeAddr()
 	}
 	if err != nil {
 		return nil, "", "", err
@@ -122,15 +61,15 @@ func startNginx(ctx context.Context, program, dir, root, certs string, workers i
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return nil, "", "", err
 	}
-	if s, err = startServer("nginx", program, "-p", dir, "-c", conf, "-e", "stderr"); err != nil {
+	if s, err = measure.Start("nginx", nil, program, "-p", dir, "-c", conf, "-e", "stderr"); err != nil {
 		return nil, "", "", fmt.Errorf("nginx: %w", err)
 	}
-	return s, plain, secure, errors.Join(s.await(ctx, plain), s.await(ctx, secure))
+	return s, plain, secure, errors.Join(s.AwaitListening(ctx, plain), s.AwaitListening(ctx, secure))
 }
 
-// pids returns the process and its children.
-func (s *server) pids() ([]int, error) {
-	all := []int{s.cmd.Process.Pid}
+// pidsOf returns a process and its children.
+func pidsOf(p *measure.Process) ([]int, error) {
+	all := []int{p.Pid}
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", all[0]))
 	if err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ func Start(t testing.TB) *Server {
 	if testing.Short() {
 		t.Skip("needs a real S3 server; not in short mode")
 	}
-	binary, err := find()
+	binary, err := Binary()
 	if err != nil {
 		t.Fatalf("s3test: %v", err)
 	}
@@ -196,8 +196,9 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-// find returns the server's binary, and builds it if need be.
-func find() (string, error) {
+// Binary returns the path of the server, which it builds if need be. The working
+// directory must be in the project.
+func Binary() (string, error) {
 	if binary := os.Getenv("FLEXFS_VERSITYGW"); binary != "" {
 		return binary, nil
 	}
