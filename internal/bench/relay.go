@@ -91,7 +91,7 @@ func carried(c *net.TCPConn) (received, sent int64) {
 	}
 	raw.Control(func(fd uintptr) {
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			received, sent = int64(info.Bytes_received), int64(info.Bytes_sent)
+			received, sent = int64(info.Bytes_received), int64(info.Bytes_acked) // what was sent twice counts once
 		}
 	})
 	return received, sent
