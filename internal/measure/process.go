@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -104,14 +105,25 @@ func (p *Process) AwaitEnd() error {
 	return nil
 }
 
-// FreeAddr returns a loopback address that nobody listens on. In a namespace of
-// one's own it stays free.
+// nextPort is below the ports that the kernel gives to connections, which could
+// take one that is free at the moment.
+var nextPort atomic.Int32
+
+const firstPort = 20000
+
+// FreeAddr returns a loopback address that nobody listens on, and that is not
+// returned again. In a namespace of one's own it stays free.
 func FreeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for {
+		port := firstPort + nextPort.Add(1)
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			return ln.Addr().String(), ln.Close()
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return "", err
+		}
 	}
-	return ln.Addr().String(), ln.Close()
 }
 
 // Kill ends the process at once.
