@@ -288,7 +288,10 @@ const (
 
 	// OpCompound does Ops in order, each in a transaction of its own, until one
 	// fails -> Replies (of those done and of the one that failed). In each, an
-	// Ino of 0 is the Ino of the last Attr before it.
+	// Ino of 0 is the Ino of the last Attr before it. When it is answered, all
+	// that was done is on stable storage: the parts wait for that together, at
+	// the end, so a compound of several changes takes one sync. Others may see
+	// a part before; who repeats a part, or asks for its answer, waits.
 	OpCompound
 
 	// OpInval goes from server to client: Invals. The client drops what it and

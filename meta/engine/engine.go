@@ -55,8 +55,11 @@ type Engine interface {
 
 // A Commit is a transaction that is visible and may not be durable yet.
 type Commit interface {
-	// Wait returns when the transaction is on stable storage. If it fails the
-	// engine is broken: the process should end rather than go on.
+	// Wait returns when the transaction is on stable storage, and with it all
+	// that were visible before: of several in a row the last one is enough to
+	// wait for, and costs one sync. Until somebody waits, an engine may leave a
+	// transaction unsynced for ever. If Wait fails the engine is broken: the
+	// process should end rather than go on.
 	Wait() error
 }
 

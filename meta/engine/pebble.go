@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -33,10 +34,13 @@ type Options struct {
 
 // A Pebble is an Engine in one folder of a local disk, for one process.
 type Pebble struct {
-	db    *pebble.DB
-	write *pebble.WriteOptions
-	seed  maphash.Seed
-	lock  [stripes]sync.Mutex // taken in the order of their indexes
+	db     *pebble.DB
+	noSync bool
+	seed   maphash.Seed
+	lock   [stripes]sync.Mutex // taken in the order of their indexes
+
+	visible atomic.Uint64 // counts the commits that are in the log
+	durable atomic.Uint64 // so many of them, from the first on, are on stable storage
 
 	open   sync.RWMutex // held for reading while something runs
 	closed bool         // guarded by open
@@ -63,11 +67,7 @@ func openPebble(fs vfs.FS, dir string, opt Options) (*Pebble, error) {
 	if err != nil {
 		return nil, openError(fs, dir, err)
 	}
-	write := pebble.Sync
-	if opt.NoSync {
-		write = pebble.NoSync
-	}
-	return &Pebble{db: db, write: write, seed: maphash.MakeSeed()}, nil
+	return &Pebble{db: db, noSync: opt.NoSync, seed: maphash.MakeSeed()}, nil
 }
 
 func pebbleOptions(fs vfs.FS, found bool, opt Options) *pebble.Options {
@@ -144,18 +144,18 @@ func (p *Pebble) Update(ctx context.Context, locks [][]byte, fn func(Tx) error) 
 
 // commit makes a batch visible. The caller holds its locks: so transactions
 // that contend become durable in the order they became visible.
+//
+// The log is synced when somebody waits, and not before: of a sequence of
+// commits only the last one has to be waited for, and costs one sync.
 func (p *Pebble) commit(b *pebble.Batch) (Commit, error) {
-	if !p.write.Sync {
-		defer b.Close()
-		if err := p.db.Apply(b, p.write); err != nil {
-			return nil, fmt.Errorf("engine: commit: %w", damage(err))
-		}
-		return new(commit), nil
-	}
-	if err := p.db.ApplyNoSyncWait(b, p.write); err != nil {
+	if err := p.db.Apply(b, pebble.NoSync); err != nil {
 		return nil, fmt.Errorf("engine: commit: %w", damage(err))
 	}
-	return &commit{b: b}, nil
+	b.Close()
+	if p.noSync {
+		return new(commit), nil
+	}
+	return &commit{p: p, n: p.visible.Add(1)}, nil
 }
 
 // acquire takes the stripes of locks and returns what lets them go.
@@ -201,29 +201,42 @@ func (p *Pebble) Close() error {
 	if err := errors.Join(p.db.Flush(), p.db.Close()); err != nil {
 		return fmt.Errorf("engine: close: %w", damage(err))
 	}
+	p.durable.Store(p.visible.Load())
 	return nil
 }
 
-// A commit waits for the sync that its batch is part of.
+// A commit is the nth one of an engine: at least n are in the log before what
+// is written to it from then on.
 type commit struct {
-	once sync.Once
-	b    *pebble.Batch // nil: nothing to wait for
-	err  error
+	p *Pebble // nil: nothing to wait for
+	n uint64
 }
 
 func (c *commit) Wait() error {
-	c.once.Do(func() {
-		if c.b == nil {
-			return
+	if c.p == nil || c.p.durable.Load() >= c.n {
+		return nil
+	}
+	return c.p.sync()
+}
+
+// sync makes all durable that is visible. Those who ask at the same time share
+// the syncs of the log.
+func (p *Pebble) sync() error {
+	done, err := p.begin(context.Background())
+	if err != nil {
+		return err
+	}
+	defer done()
+	n := p.visible.Load()
+	if err := p.db.LogData(nil, pebble.Sync); err != nil {
+		return fmt.Errorf("engine: sync: %w", damage(err))
+	}
+	for {
+		old := p.durable.Load()
+		if old >= n || p.durable.CompareAndSwap(old, n) {
+			return nil
 		}
-		if err := c.b.SyncWait(); err != nil {
-			c.err = fmt.Errorf("engine: sync: %w", damage(err))
-			return
-		}
-		c.b.Close()
-		c.b = nil
-	})
-	return c.err
+	}
 }
 
 // A reader is a Reader of a snapshot or a batch.

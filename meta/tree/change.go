@@ -77,7 +77,8 @@ func (s *session) change(ctx context.Context, req *meta.Request, inos []meta.Ino
 }
 
 // transact runs fn until all that it needs is locked and all whom it concerns
-// have been told, and makes the change durable.
+// have been told, and makes the change durable, unless it is a part of a
+// compound.
 func (s *session) transact(ctx context.Context, req *meta.Request, inos []meta.Ino, fn func(*change, *notice) error) error {
 	n := &notice{v: s.v, s: s}
 	if req.Op == meta.OpRestore {
@@ -93,6 +94,9 @@ func (s *session) transact(ctx context.Context, req *meta.Request, inos []meta.I
 		}
 		var others *untold
 		if errors.As(err, &others) {
+			if err := batchOf(ctx).settle(); err != nil { // they may take their time
+				return err
+			}
 			n.tell(others)
 			continue
 		}
@@ -100,7 +104,7 @@ func (s *session) transact(ctx context.Context, req *meta.Request, inos []meta.I
 			return err
 		}
 		n.done()
-		if err := s.v.srv.durable(commit); err != nil {
+		if err := s.durable(ctx, commit); err != nil {
 			return err
 		}
 		return n.keepOrphans(c.orphans)

@@ -299,12 +299,13 @@ func (v *volume) counts(refs []BlockRef) [][]byte {
 	return keys
 }
 
-// finishDeletes deletes blocks and then the records that asked for it.
+// finishDeletes deletes blocks and then the records that asked for it. What
+// was deleted is not asked for again after a crash.
 func (v *volume) finishDeletes(ctx context.Context, refs []BlockRef, done [][]byte) error {
 	if err := v.deleteBlocks(ctx, refs); err != nil || len(done) == 0 {
 		return err
 	}
-	_, err := v.srv.cfg.Engine.Update(ctx, nil, func(tx engine.Tx) error {
+	commit, err := v.srv.cfg.Engine.Update(ctx, nil, func(tx engine.Tx) error {
 		for _, key := range done {
 			if err := tx.Delete(key); err != nil {
 				return err
@@ -312,7 +313,10 @@ func (v *volume) finishDeletes(ctx context.Context, refs []BlockRef, done [][]by
 		}
 		return nil
 	})
-	return err
+	if err != nil || len(refs) == 0 {
+		return err
+	}
+	return v.srv.durable(commit)
 }
 
 func (v *volume) deleteBlocks(ctx context.Context, refs []BlockRef) error {

@@ -36,7 +36,8 @@ type world struct {
 	lease     time.Duration
 	keep      time.Duration
 	maxHeld   int
-	step      int // blocks that one transaction cuts: few, so that short files are cut as long ones are
+	step      int    // blocks that one transaction cuts: few, so that short files are cut as long ones are
+	onWait    func() // called before each wait for stable storage; nil: nothing
 }
 
 // newWorld returns a world, which is checked when the test ends.
@@ -67,7 +68,7 @@ func newWorld(t testing.TB) *world {
 func (w *world) start() {
 	w.t.Helper()
 	srv, err := New(Config{
-		Engine: w.engine, Lease: w.lease, Keep: w.keep, MaxHeld: w.maxHeld, Grace: w.grace, Reconcile: w.every, List: w.list,
+		Engine: w.watched(), Lease: w.lease, Keep: w.keep, MaxHeld: w.maxHeld, Grace: w.grace, Reconcile: w.every, List: w.list,
 		Authorize: authorize,
 		Volumes: func(id string) (VolumeConfig, error) {
 			if id != testVolume {
@@ -95,6 +96,34 @@ func (w *world) start() {
 	}
 	srv.blockStep = w.step
 	w.srv = srv
+}
+
+// watched returns the engine, with waits that are told of.
+func (w *world) watched() engine.Engine {
+	if w.onWait == nil {
+		return w.engine
+	}
+	return waitEngine{w.engine, w.onWait}
+}
+
+type waitEngine struct {
+	engine.Engine
+	onWait func()
+}
+
+func (e waitEngine) Update(ctx context.Context, locks [][]byte, fn func(engine.Tx) error) (engine.Commit, error) {
+	c, err := e.Engine.Update(ctx, locks, fn)
+	return waitCommit{c, e.onWait}, err
+}
+
+type waitCommit struct {
+	engine.Commit
+	onWait func()
+}
+
+func (c waitCommit) Wait() error {
+	c.onWait()
+	return c.Commit.Wait()
 }
 
 // authorize understands tokens like "rw:/folder" and "ro:".

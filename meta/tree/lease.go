@@ -254,7 +254,7 @@ func (s *session) closeInos(ctx context.Context, req *meta.Request) (*meta.Reply
 		remove(v.open, ino, s)
 	}
 	v.mu.Unlock()
-	return reply, v.srv.durable(commit)
+	return reply, s.durable(ctx, commit)
 }
 
 // maxInos bounds the inodes of one OpClose.

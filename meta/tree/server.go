@@ -288,28 +288,3 @@ func (s *session) do(ctx context.Context, req *meta.Request) (*meta.Reply, error
 	}
 	return nil, refuse(syscall.ENOSYS, "operation %v is not known", req.Op)
 }
-
-// compound does the parts of a request one after the other, until one fails.
-func (s *session) compound(ctx context.Context, req *meta.Request) *meta.Reply {
-	out := new(meta.Reply)
-	var last meta.Ino
-	for i := range req.Ops {
-		op := req.Ops[i]
-		if op.Op == meta.OpCompound || op.Op == meta.OpHello || op.Op == meta.OpBye {
-			out.Replies = append(out.Replies, meta.Reply{Errno: syscall.EINVAL, Msg: "not possible in a compound"})
-			return out
-		}
-		if op.Ino == 0 {
-			op.Ino = last
-		}
-		reply := s.serve(ctx, &op)
-		out.Replies = append(out.Replies, *reply)
-		if reply.Errno != 0 {
-			return out
-		}
-		if reply.Attr.Ino != 0 {
-			last = reply.Attr.Ino
-		}
-	}
-	return out
-}

@@ -14,7 +14,7 @@ const slots = 128
 
 // A slot remembers the answer to the latest change that came in it.
 type slot struct {
-	busy  chan struct{} // holds one element while a change is done; guards the rest
+	busy  chan struct{} // holds one element until a change is durable; guards the rest
 	seq   uint32
 	reply *meta.Reply // nil: none
 }
@@ -27,12 +27,22 @@ func (s *session) once(ctx context.Context, req *meta.Request) *meta.Reply {
 		return srv.answer(req, nil, refuse(syscall.EINVAL, "slot %d, number %d: slots are less than %d, numbers start at 1", req.Slot, req.Seq, slots))
 	}
 	l := &s.slots[req.Slot]
+	b := batchOf(ctx)
+	if b.holds(l) {
+		if err := b.settle(); err != nil {
+			return srv.answer(req, nil, err)
+		}
+	}
 	select {
 	case l.busy <- struct{}{}:
 	case <-ctx.Done():
 		return srv.answer(req, nil, ctx.Err())
 	}
-	defer func() { <-l.busy }()
+	if b != nil {
+		b.slots = append(b.slots, l)
+	} else {
+		defer func() { <-l.busy }()
+	}
 	if req.Seq == l.seq && l.reply != nil {
 		again := *l.reply
 		again.Cache = false // what it tells may be old
