@@ -176,6 +176,17 @@ func (m *Mem) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, err
 	return m.pass(ctx, key, off, n)
 }
 
+// Peek implements [store.Peeker]. What is not here is not counted: a Get follows.
+func (m *Mem) Peek(key store.Key, off, n int64) ([]byte, bool) {
+	b := m.lookup(key)
+	if b == nil {
+		return nil, false
+	}
+	part := store.Clip(b.data, off, n)
+	m.count.hit(false, len(part))
+	return part, true
+}
+
 // local asks the next store only if it is a cache too.
 func (m *Mem) local(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
 	m.count.localMisses.Add(1)

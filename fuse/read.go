@@ -123,15 +123,19 @@ func (c *call) fetchObject(in *inode, s *stream, base *meta.Block, lo, hi int, s
 	if base.Inline || int(base.Len) <= lo {
 		return c.fs.load(c.fs.ctx, in, base, lo, hi)
 	}
+	n := min(hi, int(base.Len)) - lo
+	if b, ok := store.Peek(c.fs.blocks, c.fs.key(in, base), int64(lo), int64(n)); ok {
+		return b, nil // without a wait, which would cost more than the read
+	}
 	if b, ok := s.take(c, base); ok {
-		return store.Clip(b, int64(lo), int64(min(hi, int(base.Len))-lo)), nil
+		return store.Clip(b, int64(lo), int64(n)), nil
 	}
 	if sequential || base.Len <= wholeBelow { // all of it will be wanted
 		b, err := c.fs.blocks.Get(c.wait(), c.fs.key(in, base), 0, -1)
 		if err != nil {
 			return nil, err
 		}
-		return store.Clip(b, int64(lo), int64(max(0, min(hi, int(base.Len))-lo))), nil
+		return store.Clip(b, int64(lo), int64(n)), nil
 	}
 	return c.fs.load(c.wait(), in, base, lo, hi)
 }

@@ -239,6 +239,9 @@ func (w *outlasting) Get(ctx context.Context, key Key, off, n int64) (data []byt
 	return data, err
 }
 
+// Peek passes the question on: what is in memory is there in an outage, too.
+func (w *outlasting) Peek(key Key, off, n int64) ([]byte, bool) { return Peek(w.next, key, off, n) }
+
 func (w *outlasting) Put(ctx context.Context, key Key, data []byte) error {
 	return w.o.outlast(ctx, &w.o.puts, func(ctx context.Context) error { return w.next.Put(ctx, key, data) })
 }

@@ -217,6 +217,21 @@ func GetFrames(ctx context.Context, s Store, key Key, off, n int64) (head, frame
 	return nil, nil, errors.ErrUnsupported
 }
 
+// A Peeker is a Store that has some blocks in memory.
+type Peeker interface {
+	// Peek is a Get that waits for nothing: it reports false for bytes that are
+	// not in memory.
+	Peek(key Key, off, n int64) ([]byte, bool)
+}
+
+// Peek asks s for bytes that it has in memory, if it is a [Peeker].
+func Peek(s Store, key Key, off, n int64) ([]byte, bool) {
+	if p, ok := s.(Peeker); ok {
+		return p.Peek(key, off, n)
+	}
+	return nil, false
+}
+
 // DeleteAll removes blocks from s, in bulk if s can.
 func DeleteAll(ctx context.Context, s Store, keys []Key) error {
 	if b, ok := s.(BulkDeleter); ok {

@@ -1,0 +1,44 @@
+package fuse
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"github.com/jacobsa/fuse/fuseops"
+)
+
+// What is in memory is read by the goroutine that serves the kernel: it hands
+// over to no other, makes next to no garbage, and copies no bytes.
+func TestAReadFromMemoryIsAnsweredAtOnce(t *testing.T) {
+	w := newWorld(t)
+	fs := w.newFS("a", Config{})
+	f := fs.createTest(t, "f")
+	data := bytes.Repeat([]byte("0123456789abcdef"), testBlockSize/16)
+	must(t, "write", f.writeAt(data, 0))
+	must(t, "fsync", f.sync())
+
+	read := func(off int64) *fuseops.ReadFileOp {
+		op := &fuseops.ReadFileOp{Inode: f.ino, Handle: f.handle, Offset: off, Size: 4096}
+		c := fs.newCall(context.Background(), func() { t.Error("it was handed over") })
+		defer c.end(true)
+		must(t, "read", c.handle(op))
+		if op.BytesRead != 4096 || !bytes.Equal(op.Data[0], data[off:off+4096]) {
+			t.Fatalf("%d bytes at %d, or others than were written", op.BytesRead, off)
+		}
+		return op
+	}
+	first, again := read(64<<10), read(64<<10)
+	if &first.Data[0][0] != &again.Data[0][0] {
+		t.Error("two reads of the same bytes are two copies of them")
+	}
+	const most = 8
+	off := int64(0)
+	n := testing.AllocsPerRun(100, func() {
+		read(off)
+		off = (off + 20<<12) % testBlockSize
+	})
+	if n > most {
+		t.Errorf("a read from memory makes %v allocations, want %d at most", n, most)
+	}
+}
