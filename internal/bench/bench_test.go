@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 }
 
 // A tiny run on a real mount: everything is started, measured, and gone.
-func TestTwoRowsAreMeasured(t *testing.T) {
+func TestAFewRowsAreMeasured(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a whole cluster")
 	}
@@ -48,7 +48,7 @@ func TestTwoRowsAreMeasured(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-flexfs", program, "-json", report, "-repeats", "1", "-files", "20", "-big", "8388608",
-		"-run", "^(read 4 KiB, cold, 8 threads|sequential write, fsync)$")
+		"-run", "^(request PUT 4 MiB, 8 clients|read 4 KiB, cold, 8 threads|sequential write, fsync)$")
 	cmd.Env = append(os.Environ(), beBench+"=1", "TMPDIR="+tmp)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -62,16 +62,23 @@ func TestTwoRowsAreMeasured(t *testing.T) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Rows) != 2 || r.Repeats != 1 {
-		t.Fatalf("there are %d rows and %d repeats, not 2 and 1\n%s", len(r.Rows), r.Repeats, out)
+	if len(r.Rows) != 3 || r.Repeats != 1 {
+		t.Fatalf("there are %d rows and %d repeats, not 3 and 1\n%s", len(r.Rows), r.Repeats, out)
 	}
-	for _, row := range r.Rows {
+	if put := r.Rows[0].Ceiling; put == nil || put.Value <= 0 || put.Samples[0].Puts < 8 {
+		t.Errorf("requests alone were not measured: %+v", put)
+	}
+	for _, row := range r.Rows[1:] {
 		if row.Floor == nil || row.Ceiling == nil || row.Flexfs == nil || row.Flexfs.Value <= 0 || row.OfFloor <= 0 || row.OfCeiling <= 0 ||
 			row.Flexfs.CPUPerOp <= 0 || row.Flexfs.MetaPerOp <= 0 || row.Flexfs.PeakMount <= 0 {
 			t.Errorf("%s lacks figures: %+v", row.Name, row)
 		}
 	}
-	if s := r.Rows[1].Flexfs.Samples[0]; s.Puts < 2 || s.ToBucket < 8<<20 || s.Bytes != 8<<20 {
+	write := r.Rows[2]
+	if write.OfRaw <= 0 {
+		t.Error("writing was not compared with requests alone")
+	}
+	if s := write.Flexfs.Samples[0]; s.Puts < 2 || s.ToBucket < 8<<20 || s.Bytes != 8<<20 {
 		t.Errorf("8 MiB were written with %d PUTs of %d bytes", s.Puts, s.ToBucket)
 	}
 	if left, err := os.ReadDir(tmp); err != nil || len(left) != 0 {
@@ -140,7 +147,7 @@ func TestFiguresAreMediansPerOperation(t *testing.T) {
 }
 
 func TestGoalsAreJudged(t *testing.T) {
-	const row = "random read 4 KiB, warm, from the mount, 1 job"
+	const row = "random read 4 KiB, warm, 1 job"
 	for value, want := range map[float64]bool{19999: false, 20000: true} {
 		if got := judge(row, &figure{Value: value}); len(got) != 1 || got[0].Reached != want {
 			t.Errorf("%v is judged %+v", value, got)
@@ -158,10 +165,7 @@ func TestGoalsAreJudged(t *testing.T) {
 
 func TestEveryGoalIsOfARow(t *testing.T) {
 	l := &lab{opt: options{big: 1 << 20, files: 10}}
-	all, err := l.scenarios(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := l.scenarios()
 	there := make(map[string]bool)
 	for _, s := range all {
 		for _, row := range rowsOf(s.steps) {
@@ -179,6 +183,21 @@ func TestEveryGoalIsOfARow(t *testing.T) {
 			if goalFigures[g.of] == nil {
 				t.Errorf("%q has a goal of %q, which is no figure", row, g.of)
 			}
+		}
+	}
+}
+
+func TestRawRequestsAreRowsOfTheirOwn(t *testing.T) {
+	l := &lab{opt: options{big: 1 << 20, files: 10}}
+	units := make(map[string]unit)
+	for _, s := range l.scenarios() {
+		for _, t := range s.steps {
+			units[t.row] = t.unit
+		}
+	}
+	for row, raw := range rawOf {
+		if units[row] == "" || units[row] != units[raw] {
+			t.Errorf("%q is compared with %q, but they are %q and %q", row, raw, units[row], units[raw])
 		}
 	}
 }

@@ -27,12 +27,13 @@ type scenario struct {
 
 // A step is a part of a scenario.
 type step struct {
-	row    string // "": it is not measured
-	unit   unit
-	cold   bool     // nothing may be in caches before
-	places []string // nil: all of the scenario
-	for_   []string // rows that need it done before; nil with no row: all
-	do     func(ctx context.Context, p place) (load, error)
+	row     string // "": it is not measured
+	unit    unit
+	cold    bool     // nothing may be in caches before
+	restart bool     // nothing may be in caches but the disk cache
+	places  []string // nil: all of the scenario
+	for_    []string // rows that need it done before; nil with no row: all
+	do      func(ctx context.Context, p place) (load, error)
 }
 
 // A collector does scenarios and keeps what it measured.
@@ -51,10 +52,7 @@ type rowSamples struct {
 
 // repeat does all scenarios again and again, while there is time.
 func (c *collector) repeat(ctx context.Context) error {
-	all, err := c.lab.scenarios(ctx)
-	if err != nil {
-		return err
-	}
+	all := c.lab.scenarios()
 	c.makeRows(all)
 	var longest time.Duration
 	for c.repeats < c.opt.repeats {
@@ -124,6 +122,11 @@ func (c *collector) in(ctx context.Context, name string, p place, steps []step) 
 	for _, t := range steps {
 		if t.cold {
 			if err := p.cold(ctx); err != nil {
+				return err
+			}
+		}
+		if f, ok := p.(*flexfs); ok && t.restart {
+			if err := f.restart(ctx); err != nil {
 				return err
 			}
 		}
@@ -231,6 +234,7 @@ type rowResult struct {
 	Flexfs    *figure      `json:"flexfs,omitempty"`
 	OfFloor   float64      `json:"ofFloor,omitempty"` // speed of flexfs as a share of the floor's
 	OfCeiling float64      `json:"ofCeiling,omitempty"`
+	OfRaw     float64      `json:"ofRaw,omitempty"` // of the requests that it needs at least
 	Goals     []goalResult `json:"goals,omitempty"`
 }
 
@@ -245,10 +249,20 @@ func (c *collector) results() *results {
 		r.Rows = append(r.Rows, rowResult{
 			Name: row.name, Unit: row.unit, Floor: figureOf(of[onFloor]), Ceiling: figureOf(of[onCeiling]), Flexfs: f,
 			OfFloor: ratioOf(row.unit, of[onFlexfs], of[onFloor]), OfCeiling: ratioOf(row.unit, of[onFlexfs], of[onCeiling]),
+			OfRaw: ratioOf(row.unit, of[onFlexfs], c.samplesOf(rawOf[row.name], onCeiling)),
 			Goals: judge(row.name, f),
 		})
 	}
 	return r
+}
+
+func (c *collector) samplesOf(row, place string) []sample {
+	for _, r := range c.rows {
+		if r.name == row {
+			return r.samples[place]
+		}
+	}
+	return nil
 }
 
 func kernel() string {

@@ -30,7 +30,7 @@ type smallJob struct {
 	Have    []int         // files that each thread has; nil: all of its share
 }
 
-// smallDone is what came of it.
+// A smallDone is what came of a job.
 type smallDone struct {
 	Have     []int // what each thread did
 	Ops      int

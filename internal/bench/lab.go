@@ -33,6 +33,7 @@ type lab struct {
 	admin      *measure.Process
 	adminAddr  string
 	adminDebug string
+	access     modes.Access
 	client     *admin.Client
 	blockStore int64
 	metaStore  int64
@@ -130,7 +131,8 @@ func (l *lab) startAdmin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.client = modes.Access{Addr: creds.AdminAddr, Pin: creds.AdminPin, Token: creds.Token}.Client()
+	l.access = modes.Access{Addr: creds.AdminAddr, Pin: creds.AdminPin, Token: creds.Token}
+	l.client = l.access.Client()
 	return nil
 }
 
@@ -164,6 +166,8 @@ type volume struct {
 	id    string
 	name  string
 	token string // a file
+
+	settings admin.MountSettings // that its mounts are given
 }
 
 func (l *lab) newVolume(ctx context.Context) (*volume, error) {
@@ -178,7 +182,21 @@ func (l *lab) newVolume(ctx context.Context) (*volume, error) {
 		return nil, err
 	}
 	v := &volume{id: made.ID, name: name, token: l.path(name + "-token")}
-	return v, os.WriteFile(v.token, []byte(token.Token), 0o600)
+	if err := os.WriteFile(v.token, []byte(token.Token), 0o600); err != nil {
+		return nil, err
+	}
+	access := l.access
+	access.Token = token.Token
+	client := access.Client()
+	// Admin learns the key of its metadata service a moment after its start.
+	return v, l.admin.Await(ctx, func() error {
+		fetched, err := admin.Fetch(ctx, client, admin.Fetched[admin.MountSettings]{}, 0)
+		if err == nil && fetched.Settings.Meta.Pin == "" {
+			err = errors.New("admin does not know the key of the metadata service yet")
+		}
+		v.settings = fetched.Settings
+		return err
+	})
 }
 
 // drop takes the contents of a volume out of the memory that the bucket is in. They
@@ -205,7 +223,8 @@ type mount struct {
 	debug string // address of its metrics and profiles
 }
 
-// mountVolume mounts a volume in a new folder, with empty caches.
+// mountVolume mounts a volume in a folder of that name, whose disk cache is empty
+// unless a mount there was only stopped.
 func (l *lab) mountVolume(ctx context.Context, v *volume, name string) (*mount, error) {
 	m := &mount{lab: l, dir: l.path(name), cache: l.path(name + "-cache")}
 	if err := os.MkdirAll(m.dir, 0o755); err != nil {
@@ -249,13 +268,15 @@ func deviceOf(dir string) (uint64, error) {
 	return s.Dev, err
 }
 
-// end unmounts, waits until all is stored and the process has ended, and removes
-// the disk cache.
+// stop unmounts, and waits until all is stored and the process has ended.
+func (m *mount) stop() error { return errors.Join(unmount(m.dir), m.proc.AwaitEnd()) }
+
+// end stops the mount and removes its disk cache.
 func (m *mount) end() error {
 	if m == nil {
 		return nil
 	}
-	return errors.Join(unmount(m.dir), m.proc.AwaitEnd(), os.RemoveAll(m.cache))
+	return errors.Join(m.stop(), os.RemoveAll(m.cache))
 }
 
 // unmount unmounts dir, and cuts off who uses it if they do not stop.

@@ -106,6 +106,7 @@ func apart(o options) (err error) {
 // bench measures everything, prints the table, and writes it as JSON. What was
 // measured before an error is shown, too.
 func bench(ctx context.Context, o options) (err error) {
+	defer os.RemoveAll(os.Getenv(folder)) // who would do it otherwise may have been killed
 	r, err := measureAll(ctx, o)
 	if r == nil || len(r.Rows) == 0 {
 		return err

@@ -85,6 +85,15 @@ func (f *flexfs) cold(ctx context.Context) (err error) {
 	return err
 }
 
+// restart is a new mount that has the disk cache of the one before.
+func (f *flexfs) restart(ctx context.Context) (err error) {
+	if err := f.mount.stop(); err != nil {
+		return err
+	}
+	f.mount, err = f.lab.mountVolume(ctx, f.volume, "mnt")
+	return err
+}
+
 func (f *flexfs) servers() servers {
 	return servers{mounts: []*measure.Process{f.mount.proc}, meta: f.lab.admin, debug: []string{f.mount.debug}}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,18 +22,24 @@ func playRole(role string, args []string) error {
 	switch {
 	case role == "memfs" && len(args) == 1:
 		return memfs.Serve(context.Background(), args[0])
-	case role == "driver" && len(args) == 1:
-		var job smallJob
-		if err := json.Unmarshal([]byte(args[0]), &job); err != nil {
-			return err
-		}
-		done, err := job.do()
-		if err != nil {
-			return err
-		}
-		return json.NewEncoder(os.Stdout).Encode(done)
+	case role == "driver" && len(args) == 0:
+		return perform(new(smallJob))
+	case role == "raw" && len(args) == 0:
+		return perform(new(rawJob))
 	}
 	return fmt.Errorf("there is no helper %q with %d arguments", role, len(args))
+}
+
+// perform reads a job as JSON, does it, and prints what came of it.
+func perform(job interface{ do() (*smallDone, error) }) error {
+	if err := json.NewDecoder(os.Stdin).Decode(job); err != nil {
+		return err
+	}
+	done, err := job.do()
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(done)
 }
 
 // ask runs a helper to its end: it is told what as JSON, and so is its answer.
@@ -41,7 +48,9 @@ func ask(ctx context.Context, role string, what, answer any) error {
 	if err != nil {
 		return err
 	}
-	out, err := output(exec.CommandContext(ctx, self, roleFlag, role, string(text)))
+	cmd := exec.CommandContext(ctx, self, roleFlag, role)
+	cmd.Stdin = bytes.NewReader(text)
+	out, err := output(cmd)
 	if err != nil {
 		return err
 	}

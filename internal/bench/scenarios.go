@@ -17,8 +17,8 @@ var (
 )
 
 // scenarios returns all that there are.
-func (l *lab) scenarios(ctx context.Context) ([]scenario, error) {
-	return []scenario{l.small(1), l.small(8), l.bigFile()}, nil
+func (l *lab) scenarios() []scenario {
+	return []scenario{l.raw(1), l.raw(8), l.small(1), l.small(8), l.bigFile(), l.programs(), l.throughProxies()}
 }
 
 // small is creating, listing, reading and deleting small files.
@@ -75,6 +75,7 @@ func (l *lab) bigFile() scenario {
 		}
 	}
 	read := do("--rw=read", "--bs=1M", size)
+	part := fmt.Sprintf("--size=%d", l.opt.big/4) // fits into a mount's memory
 	const streams = 8
 	s := scenario{name: "a big file", places: everywhere, place: func(name string) place {
 		if name == onFloor {
@@ -91,7 +92,7 @@ func (l *lab) bigFile() scenario {
 		{row: "sequential read, 8 streams, cold", unit: megabytes, cold: true, places: cached, do: do("--rw=read", "--bs=1M", fmt.Sprintf("--numjobs=%d", streams),
 			fmt.Sprintf("--size=%d", l.opt.big/streams), fmt.Sprintf("--offset_increment=%d", l.opt.big/streams))},
 	}
-	var direct, paged []step
+	var paged, direct, disk []step
 	for _, kib := range []int{4, 64} {
 		for _, jobs := range []int{1, 8} {
 			random := func(more ...string) func(context.Context, place) (load, error) {
@@ -102,12 +103,15 @@ func (l *lab) bigFile() scenario {
 				return fmt.Sprintf("random read %d KiB, %s, %s", kib, what, plural(jobs, "job"))
 			}
 			s.steps = append(s.steps, step{row: name("cold"), unit: perSecond, cold: true, do: random(), places: cached})
-			direct = append(direct, step{row: name("warm, from the mount"), unit: perSecond, do: random("--direct=1")})
-			paged = append(paged, step{row: name("warm, page cache"), unit: perSecond, do: random("--invalidate=0"), places: cached})
+			paged = append(paged, step{row: name("page cache"), unit: perSecond, do: random("--invalidate=0"), places: cached})
+			direct = append(direct, step{row: name("warm"), unit: perSecond, do: random("--direct=1", part)})
+			disk = append(disk, step{row: name("disk cache"), unit: perSecond, do: random("--direct=1"), places: cached, restart: true})
 		}
 	}
-	fill := step{for_: rowsOf(paged, direct), do: read}
-	s.steps = append(append(append(s.steps, fill), paged...), direct...) // direct reads may drop pages
+	s.steps = append(s.steps, step{for_: rowsOf(paged, direct, disk), do: read})
+	s.steps = append(s.steps, paged...)
+	s.steps = append(s.steps, step{for_: rowsOf(direct), do: do("--rw=read", "--bs=1M", "--direct=1", part)})
+	s.steps = append(append(s.steps, direct...), disk...)
 	s.steps[0].for_ = rowsOf(s.steps[1:])
 	return s
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strconv"
@@ -12,7 +13,7 @@ import (
 func (r *results) print(w io.Writer) {
 	fmt.Fprintf(w, "medians of %s; %d CPUs, Linux %s; bucket %.0f ms away; flexfs mount %s\n", plural(r.Repeats, "repeat"), r.CPUs, r.Kernel, 1e3*r.BucketDelay, r.Mount)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "row\tfloor\tceiling\tflexfs\tunit\tof floor\tof ceil\tp50 ms\tp99 ms\tCPU\tper\tmeta/op\treq/op\tfetched\tsent\tpeak MiB\tothers\tgoal\t")
+	fmt.Fprintln(tw, "row\tfloor\tceiling\tflexfs\tunit\tof floor\tof ceil\tof raw\tp50 ms\tp99 ms\tCPU\tper\tmeta/op\treq/op\tfetched\tsent\tpeak MiB\tothers\tgoal\t")
 	for _, row := range r.Rows {
 		fmt.Fprintln(tw, strings.Join(row.cells(), "\t")+"\t")
 	}
@@ -20,15 +21,12 @@ func (r *results) print(w io.Writer) {
 }
 
 func (row rowResult) cells() []string {
-	f := row.Flexfs
-	if f == nil {
-		f = &figure{}
-	}
+	f := cmp.Or(row.Flexfs, row.Ceiling, row.Floor)
 	cpu, per := fmt.Sprintf("%.1f us", 1e6*f.CPUPerOp), "op"
 	if row.Unit == megabytes {
 		cpu, per = fmt.Sprintf("%.2f s", f.CPUPerGiB), "GiB"
 	}
-	return []string{row.Name, value(row.Floor), value(row.Ceiling), value(row.Flexfs), string(row.Unit), ratio(row.OfFloor), ratio(row.OfCeiling),
+	return []string{row.Name, value(row.Floor), value(row.Ceiling), value(row.Flexfs), string(row.Unit), ratio(row.OfFloor), ratio(row.OfCeiling), ratio(row.OfRaw),
 		short(1e3 * f.P50), short(1e3 * f.P99), cpu, per, short(f.MetaPerOp), short(f.ReqPerOp), short(f.Fetched), short(f.Sent),
 		fmt.Sprintf("%.0f+%.0f", f.PeakMount/(1<<20), f.PeakMeta/(1<<20)), fmt.Sprintf("%.0f%%", 100*f.Foreign), row.judged()}
 }
