@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/dgraph-io/ristretto/v2"
@@ -26,16 +25,9 @@ const (
 	// from.
 	minMain = 4 * (store.MaxBlock + overhead)
 
-	// rangeMemory is for how long a range that was passed on makes the next
-	// one of the same block fetch all of it.
-	rangeMemory = 30 * time.Second
-
 	// bulk is the length of a range that is worth all of its block: who reads so
 	// much at once goes on reading.
 	bulk = 1 << 20
-
-	// maxRanges bounds the blocks of which that is remembered, twice.
-	maxRanges = 4096
 )
 
 // Mem is a Store that keeps whole blocks in memory, in front of another.
@@ -50,9 +42,10 @@ const (
 // wait for that, and may refuse or lose any. So Mem itself counts the bytes that
 // ristretto holds in whatever state, and gives it no more than fits.
 //
-// The first Get of a small part (below 1 MiB) of a block that is not here is
-// passed on as such. The second within half a minute fetches the whole block. Get returns slices of the
-// blocks it keeps.
+// A Get of a small range (below 1 MiB) of a block that is not here fetches and
+// keeps the parts of 128 KiB that it lies in. When so much is asked of a block that
+// fetching all of it costs no more than 40 bytes for each byte asked, it is fetched as
+// a whole, as it is for larger ranges. Get returns slices of what it keeps.
 type Mem struct {
 	next    store.Store
 	flights *flights
@@ -64,16 +57,16 @@ type Mem struct {
 	inMain  atomic.Int64                        // blocks, likewise
 
 	mu        sync.Mutex
-	window    map[store.Key]*list.Element // of *memBlock; guarded by mu
-	order     *list.List                  // of the window, last used first; guarded by mu
-	windowed  int64                       // bytes; guarded by mu
+	window    map[place]*list.Element // of *memBlock; guarded by mu
+	order     *list.List              // of the window, last used first; guarded by mu
+	windowed  int64                   // bytes; guarded by mu
 	maxWindow int64
-	ranges    recent // guarded by mu
+	uses      uses // guarded by mu
 }
 
-// A memBlock is a block in memory.
+// A memBlock is a block in memory, or a part of one.
 type memBlock struct {
-	key  store.Key
+	place
 	data []byte
 }
 
@@ -101,8 +94,8 @@ func newMem(next store.Store, maxWindow, maxMain int64) (*Mem, error) {
 	m := &Mem{
 		next: next, flights: newFlights(int(inFlight)),
 		maxMain: maxMain, maxWindow: maxWindow,
-		window: make(map[store.Key]*list.Element), order: list.New(),
-		ranges: recent{max: maxRanges, keep: rangeMemory},
+		window: make(map[place]*list.Element), order: list.New(),
+		uses: uses{max: maxUses, keep: useMemory},
 	}
 	if maxMain == 0 {
 		return m, nil
@@ -157,8 +150,7 @@ func (m *Mem) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, err
 	verify := store.MustVerify(ctx)
 	if verify {
 		m.drop(key)
-	} else if b := m.lookup(key); b != nil {
-		part := store.Clip(b.data, off, n)
+	} else if part, ok := m.find(key, off, n); ok {
 		m.count.hit(store.IsLocal(ctx), len(part))
 		return part, nil
 	}
@@ -166,25 +158,35 @@ func (m *Mem) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, err
 		return m.local(ctx, key, off, n)
 	}
 	m.count.misses.Add(1)
-	if n < 0 || n >= bulk || m.second(key, n) {
+	whole, u := n < 0 || n >= bulk, (*use)(nil)
+	if !whole {
+		whole, u = m.proven(key, n)
+	}
+	if whole {
 		data, joined, err := m.flights.do(ctx, flightKey{key, verify}, m.fetcher(key), nil)
 		return m.joined(data, joined, err, off, n)
 	}
 	if data, ok, err := m.flights.join(ctx, flightKey{key, verify}); ok {
 		return m.joined(data, true, err, off, n)
 	}
-	return m.pass(ctx, key, off, n)
+	return m.pass(func(off, n int64) ([]byte, error) { return m.next.Get(ctx, key, off, n) }, key, u, off, n)
 }
 
 // Peek implements [store.Peeker]. What is not here is not counted: a Get follows.
 func (m *Mem) Peek(key store.Key, off, n int64) ([]byte, bool) {
-	b := m.lookup(key)
-	if b == nil {
-		return nil, false
+	part, ok := m.find(key, off, n)
+	if ok {
+		m.count.hit(false, len(part))
 	}
-	part := store.Clip(b.data, off, n)
-	m.count.hit(false, len(part))
-	return part, true
+	return part, ok
+}
+
+// find returns bytes of a block if they are here.
+func (m *Mem) find(key store.Key, off, n int64) ([]byte, bool) {
+	if b := m.lookup(place{Key: key}); b != nil {
+		return store.Clip(b.data, off, n), true
+	}
+	return m.fromParts(key, off, n)
 }
 
 // local asks the next store only if it is a cache too.
@@ -210,7 +212,7 @@ func (m *Mem) joined(data []byte, joined bool, err error, off, n int64) ([]byte,
 func (m *Mem) fetcher(key store.Key) func(context.Context, *flight) ([]byte, error) {
 	return func(ctx context.Context, f *flight) ([]byte, error) {
 		if !store.MustVerify(ctx) {
-			if b := m.lookup(key); b != nil { // it came while this one was getting ready
+			if b := m.lookup(place{Key: key}); b != nil { // it came while this one was getting ready
 				return b.data, nil
 			}
 		}
@@ -218,30 +220,10 @@ func (m *Mem) fetcher(key store.Key) func(context.Context, *flight) ([]byte, err
 		if err != nil {
 			return nil, err
 		}
-		m.insert(key, data, f.forgotten.Load)
+		m.dropParts(key)
+		m.insert(place{Key: key}, data, f.forgotten.Load)
 		return data, nil
 	}
-}
-
-// pass reads a range below. An answer that is all of the block is kept.
-func (m *Mem) pass(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
-	m.count.ranges.Add(1)
-	data, err := m.next.Get(ctx, key, off, n)
-	if err == nil && off == 0 && int64(len(data)) < n {
-		m.insert(key, data, never)
-	}
-	return data, err
-}
-
-// second reports whether part of the block was asked for not long ago, and
-// remembers that it was now. A Get of nothing does not count.
-func (m *Mem) second(key store.Key, n int64) bool {
-	if n == 0 {
-		return false
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.ranges.seen(key, time.Now())
 }
 
 // Put implements [store.Store]. A block that was put is kept.
@@ -249,8 +231,8 @@ func (m *Mem) Put(ctx context.Context, key store.Key, data []byte) error {
 	if err := m.next.Put(ctx, key, data); err != nil {
 		return err
 	}
-	if m.lookup(key) == nil {
-		m.insert(key, bytes.Clone(data), never)
+	if at := (place{Key: key}); m.lookup(at) == nil {
+		m.insert(at, bytes.Clone(data), never)
 	}
 	return nil
 }
@@ -276,18 +258,18 @@ func (m *Mem) forget(key store.Key) {
 	m.drop(key)
 }
 
-// lookup returns the block if it is here.
-func (m *Mem) lookup(key store.Key) *memBlock {
+// lookup returns the block, or the part of it, if it is here.
+func (m *Mem) lookup(at place) *memBlock {
 	if m.main != nil {
 		// Asked first also for what is in the window, so that it knows what
 		// is asked for often.
-		if b, ok := m.main.Get(mainKey(key)); ok && b.key == key {
+		if b, ok := m.main.Get(mainKey(at)); ok && b.place == at {
 			return b
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e := m.window[key]
+	e := m.window[at]
 	if e == nil {
 		return nil
 	}
@@ -297,10 +279,10 @@ func (m *Mem) lookup(key store.Key) *memBlock {
 
 func never() bool { return false }
 
-// insert puts a block into the window, unless it was deleted meanwhile. Nobody
-// changes data any more.
-func (m *Mem) insert(key store.Key, data []byte, deleted func() bool) {
-	b := &memBlock{key, data}
+// insert puts a block, or a part of it, into the window, unless it was deleted
+// meanwhile. Nobody changes data any more.
+func (m *Mem) insert(at place, data []byte, deleted func() bool) {
+	b := &memBlock{at, data}
 	if b.cost() > m.maxWindow {
 		m.count.dropped.Add(1)
 		return
@@ -310,21 +292,21 @@ func (m *Mem) insert(key store.Key, data []byte, deleted func() bool) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.window[key] != nil || deleted() {
+	if m.window[at] != nil || deleted() {
 		return // if it is deleted later than here, drop finds it
 	}
 	for m.windowed+b.cost() > m.maxWindow {
 		m.expel()
 	}
 	m.windowed += b.cost()
-	m.window[key] = m.order.PushFront(b)
+	m.window[at] = m.order.PushFront(b)
 }
 
 // expel offers the block in the window that was not used for longest to the main
 // part. m.mu must be held.
 func (m *Mem) expel() {
 	b := m.order.Remove(m.order.Back()).(*memBlock)
-	delete(m.window, b.key)
+	delete(m.window, b.place)
 	m.windowed -= b.cost()
 	switch {
 	case m.main == nil:
@@ -334,7 +316,7 @@ func (m *Mem) expel() {
 		m.count.dropped.Add(1)
 	default:
 		m.inMain.Add(1)
-		if !m.main.Set(mainKey(b.key), b, b.cost()) {
+		if !m.main.Set(mainKey(b.place), b, b.cost()) {
 			m.exit(b)
 			m.count.dropped.Add(1)
 		}
@@ -350,53 +332,46 @@ func (m *Mem) exit(b *memBlock) {
 	}
 }
 
-// drop removes the block.
+// drop removes the block and its parts.
 func (m *Mem) drop(key store.Key) {
+	m.dropAt(place{Key: key})
+	m.dropParts(key)
+}
+
+// dropParts removes the parts of the block, and forgets what was asked of it.
+func (m *Mem) dropParts(key store.Key) {
 	m.mu.Lock()
-	if e := m.window[key]; e != nil {
+	u := m.uses.forget(key)
+	m.mu.Unlock()
+	for i := range int32(maxParts) {
+		if u != nil && u.parts&(1<<i) != 0 {
+			m.dropAt(place{key, i + 1})
+		}
+	}
+}
+
+func (m *Mem) dropAt(at place) {
+	m.mu.Lock()
+	if e := m.window[at]; e != nil {
 		b := m.order.Remove(e).(*memBlock)
-		delete(m.window, key)
+		delete(m.window, at)
 		m.windowed -= b.cost()
 	}
 	m.mu.Unlock()
 	if m.main != nil {
-		m.main.Del(mainKey(key))
+		m.main.Del(mainKey(at))
 	}
 }
 
-// mainKey returns the key as bytes: ristretto checks only keys of that kind for
+// mainKey returns the place as bytes: ristretto checks only keys of that kind for
 // collisions of their hash.
-func mainKey(key store.Key) string {
-	b := make([]byte, 0, 16+8+4+8+8)
-	b = append(b, key.Volume[:]...)
-	b = binary.LittleEndian.AppendUint64(b, key.Ino)
-	b = binary.LittleEndian.AppendUint32(b, key.Index)
-	b = binary.LittleEndian.AppendUint64(b, key.Gen.Session)
-	b = binary.LittleEndian.AppendUint64(b, key.Gen.Seq)
+func mainKey(at place) string {
+	b := make([]byte, 0, 16+8+4+8+8+4)
+	b = append(b, at.Volume[:]...)
+	b = binary.LittleEndian.AppendUint64(b, at.Ino)
+	b = binary.LittleEndian.AppendUint32(b, at.Index)
+	b = binary.LittleEndian.AppendUint64(b, at.Gen.Session)
+	b = binary.LittleEndian.AppendUint64(b, at.Gen.Seq)
+	b = binary.LittleEndian.AppendUint32(b, uint32(at.part))
 	return unsafe.String(&b[0], len(b)) // nobody changes b
-}
-
-// recent remembers blocks for a while: at least the last max, at most twice as
-// many.
-type recent struct {
-	max      int
-	keep     time.Duration
-	now, old map[store.Key]time.Time
-}
-
-// seen reports whether the block was seen within the time, and notes it if not.
-func (r *recent) seen(key store.Key, now time.Time) bool {
-	for _, m := range []map[store.Key]time.Time{r.now, r.old} {
-		if at, ok := m[key]; ok {
-			delete(m, key)
-			if now.Sub(at) <= r.keep {
-				return true
-			}
-		}
-	}
-	if r.now == nil || len(r.now) >= r.max {
-		r.now, r.old = make(map[store.Key]time.Time), r.now
-	}
-	r.now[key] = now
-	return false
 }

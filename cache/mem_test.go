@@ -70,31 +70,80 @@ func TestABlockThatWasJustReadIsInMemory(t *testing.T) {
 	next.reached(t, 200, 0)
 }
 
-func TestTheSecondPartOfABlockBringsAllOfIt(t *testing.T) {
+func TestPartsThatWereReadAreKept(t *testing.T) {
+	next := newSpy(t)
+	const size = 2<<20 + 1000 // the last part is short
+	m := openMem(t, next, 1<<20, 7<<20)
+	next.fill(t, 2, size)
+	get(t, m, 0, size, 4096, 4096)
+	next.reached(t, 0, 1)
+	get(t, m, 0, size, 60_000, 4096)
+	if b, ok := m.Peek(storetest.Key(0), 4096, 100); !ok || len(b) != 100 {
+		t.Errorf("Peek of what was read: %d bytes, %v", len(b), ok)
+	}
+	next.reached(t, 0, 1)
+	get(t, m, 0, size, partSize-10, 20) // of two parts, one of which is here
+	next.reached(t, 0, 2)
+	get(t, m, 0, size, partSize-10, 30)
+	get(t, m, 0, size, 2<<20+900, 4096)
+	next.reached(t, 0, 3)
+	get(t, m, 0, size, 2<<20+900, 4096)
+	get(t, m, 0, size, 2<<20+990, 100)
+	next.reached(t, 0, 3)
+	get(t, m, 1, size, 4096, 4096) // another block
+	next.reached(t, 0, 4)
+
+	if err := m.Delete(t.Context(), storetest.Key(0)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Get(t.Context(), storetest.Key(0), 4096, 4096); !errors.Is(err, store.ErrNotExist) {
+		t.Errorf("a part of a block that was deleted: %v", err)
+	}
+}
+
+// However a block is read: what is fetched of it is no more than 40 times what is
+// asked for, and a block of which much is asked comes as a whole in the end.
+func TestWhatIsFetchedIsWorthIt(t *testing.T) {
+	const size = 4 << 20
+	for _, n := range []int64{4096, 16 << 10, 128 << 10, 512 << 10} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			next := newSpy(t)
+			m := openMem(t, next, 16<<20, 0)
+			next.fill(t, 1, size)
+			r := rand.New(rand.NewPCG(1, 1))
+			asked := int64(0)
+			for range 200 {
+				get(t, m, 0, size, r.Int64N(size/n)*n, n)
+				asked += n
+				if got := next.bytes.Load(); got > worth*asked {
+					t.Fatalf("%d bytes were fetched for %d", got, asked)
+				}
+			}
+			if next.whole.Load() != 1 {
+				t.Errorf("after %d bytes were asked for, the whole block was fetched %d times", asked, next.whole.Load())
+			}
+		})
+	}
+}
+
+func TestWhatWasAskedLongAgoDoesNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		next := newSpy(t)
-		m, err := newMem(next, 64<<20, 0)
+		m, err := newMem(next, 64<<20, 0) // ristretto's ticker would never let a bubble end
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer m.Close()
-		next.fill(t, 3, 2<<20)
-		const size = 2 << 20
-		get(t, m, 0, size, 4096, 4096)
-		next.reached(t, 0, 1)
-		get(t, m, 0, size, 8192, 4096)
-		next.reached(t, 1, 1)
-		get(t, m, 0, size, 1<<20, 4096)
-		next.reached(t, 1, 1)
-
-		get(t, m, 1, size, 0, 4096) // after too long, it is the first again
-		time.Sleep(rangeMemory + time.Second)
-		get(t, m, 1, size, 0, 4096)
-		next.reached(t, 1, 3)
-
-		get(t, m, 2, size, 0, 1<<20) // much at once
-		get(t, m, 2, size, 1<<20, 1<<20)
-		next.reached(t, 2, 3)
+		const size, n = 4 << 20, 64 << 10
+		next.fill(t, 1, size)
+		get(t, m, 0, size, 0, n)
+		time.Sleep(useMemory + time.Second)
+		get(t, m, 0, size, 1<<20, n)
+		next.reached(t, 0, 2)
+		get(t, m, 0, size, 2<<20, n)
+		next.reached(t, 1, 2)
+		get(t, m, 0, size, 1<<20, 1<<20)
+		next.reached(t, 1, 2)
 	})
 }
 
@@ -319,15 +368,15 @@ func (zeros) Get(context.Context, store.Key, int64, int64) ([]byte, error) {
 
 // TestKeysOfTheMainPartDiffer makes sure that every part of a key counts.
 func TestKeysOfTheMainPartDiffer(t *testing.T) {
-	seen := make(map[string]store.Key)
-	for _, key := range []store.Key{
-		{}, {Volume: store.Volume{1}}, {Volume: store.Volume{15: 1}}, {Ino: 1}, {Index: 1},
-		{Gen: store.Gen{Session: 1}}, {Gen: store.Gen{Seq: 1}},
+	seen := make(map[string]place)
+	for _, at := range []place{
+		{}, {Key: store.Key{Volume: store.Volume{1}}}, {Key: store.Key{Volume: store.Volume{15: 1}}}, {Key: store.Key{Ino: 1}},
+		{Key: store.Key{Index: 1}}, {Key: store.Key{Gen: store.Gen{Session: 1}}}, {Key: store.Key{Gen: store.Gen{Seq: 1}}}, {part: 1},
 	} {
-		if other, ok := seen[mainKey(key)]; ok {
-			t.Errorf("%v and %v have the same name", key, other)
+		if other, ok := seen[mainKey(at)]; ok {
+			t.Errorf("%v and %v have the same name", at, other)
 		}
-		seen[mainKey(key)] = key
+		seen[mainKey(at)] = at
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 type spy struct {
 	*mem.Store
 	whole, part atomic.Int64 // Gets
+	bytes       atomic.Int64 // that they returned
 	hook        func(ctx context.Context, key store.Key) error
 }
 
@@ -33,6 +34,7 @@ func (s *spy) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, err
 		}
 	}
 	data, err := s.Store.Get(ctx, key, off, n)
+	s.bytes.Add(int64(len(data)))
 	return bytes.Clone(data), err // not all of the block's memory with a part of it
 }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"testing"
+
+	"flexfs/store"
 )
 
 // noise returns a frame of random bytes, with some zeros at the start of each 512.
@@ -43,5 +45,24 @@ func TestASampleTellsWhatIsWorthCompressing(t *testing.T) {
 				t.Errorf("%s, %v: it was compressed: %v (%v), want %v", name, codec, packed, err, want)
 			}
 		}
+	}
+}
+
+// Bytes that are stored as they are, as most of a block of pictures is, are not
+// copied to be read.
+func TestWhatIsStoredAsItIsIsNotCopied(t *testing.T) {
+	s := NewSealer(Options{Codec: LZ4})
+	key := store.Key{Ino: 1}
+	plain := append(noise(0), noise(0)[:1000]...)
+	sealed, err := s.Encode(nil, key, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Decode(key, sealed)
+	if err != nil || !bytes.Equal(got, plain) {
+		t.Fatalf("Decode: %v, %d bytes", err, len(got))
+	}
+	if &got[0] != &sealed[len(sealed)-len(plain)] {
+		t.Error("it was copied")
 	}
 }

@@ -207,6 +207,16 @@ func (h *Head) cover(off, n int64) (first, last int) {
 	return int(off >> h.log), int((end-1)>>h.log) + 1
 }
 
+// asIs reports whether none of the frames [first, last) is compressed.
+func (h *Head) asIs(first, last int) bool {
+	for _, f := range h.frames[first:last] {
+		if !f.asIs {
+			return false
+		}
+	}
+	return true
+}
+
 // Check tests frames, the bytes that [Head.Span] tells for off and n, against
 // their length and checksums.
 func (h *Head) Check(frames []byte, off, n int64) error {

@@ -173,7 +173,8 @@ func (s *Sealer) admit(h *Head) (cipher.AEAD, error) {
 }
 
 // open returns the n plain bytes from off, which frames cover exactly. The
-// head was admitted, and the frames agree with their checksums.
+// head was admitted, and the frames agree with their checksums. Where nothing is
+// compressed or encrypted they are a part of frames.
 func (s *Sealer) open(h *Head, aead cipher.AEAD, frames []byte, off, n int64) ([]byte, error) {
 	first, last := h.cover(off, n)
 	if first == last {
@@ -182,6 +183,9 @@ func (s *Sealer) open(h *Head, aead cipher.AEAD, frames []byte, off, n int64) ([
 	end := int64(h.plain)
 	if n >= 0 && n < end-off {
 		end = off + n
+	}
+	if aead == nil && h.asIs(first, last) {
+		return store.Clip(frames, off-int64(first)<<h.log, end-off), nil
 	}
 	out := make([]byte, end-off)
 	from := h.frames[first].off
