@@ -87,6 +87,11 @@ type Tx interface {
 	Delete(key []byte) error
 	DeleteRange(from, to []byte) error
 
+	// TryLock adds a lock to those that Update was given, if it is free at this
+	// moment, and tells whether it did. If not, or if an engine cannot, the
+	// caller fails, and runs the transaction again with it among locks.
+	TryLock(key []byte) bool
+
 	// Add adds delta to the 8-byte big-endian signed number at key, 0 if there
 	// is none. It needs no lock: Adds of concurrent transactions commute.
 	Add(key []byte, delta int64) error

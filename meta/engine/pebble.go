@@ -23,7 +23,7 @@ const stripes = 4096
 
 // Options of a Pebble. The zero value is usable.
 type Options struct {
-	CacheSize int64 // bytes of memory for what was read; 0: 64 MiB
+	CacheSize int64 // bytes of memory for what was read; 0: 64 MiB. What was written takes up to 192 MiB more.
 
 	// NoSync acknowledges commits before they are on stable storage: a crash
 	// of the machine loses the last moments, in order.
@@ -70,15 +70,31 @@ func openPebble(fs vfs.FS, dir string, opt Options) (*Pebble, error) {
 	return &Pebble{db: db, noSync: opt.NoSync, seed: maphash.MakeSeed()}, nil
 }
 
+const (
+	// memTable bounds the latest writes, which are in memory and in the log:
+	// what is asked for soon after it was written is not read back from a table,
+	// and what is overwritten soon never gets there.
+	memTable = 64 << 20
+
+	// memTables is how many there may be: one is written to, the others to disk.
+	memTables = 3
+
+	// blockSize and indexSize are of tables: a file's inline contents and a few
+	// names fit a block, and the index of a table has one level.
+	blockSize = 16 << 10
+	indexSize = 256 << 10
+)
+
 func pebbleOptions(fs vfs.FS, found bool, opt Options) *pebble.Options {
 	o := &pebble.Options{
-		FS:                 fs,
-		CacheSize:          opt.CacheSize,
-		MemTableSize:       32 << 20,
-		Merger:             &pebble.Merger{Name: "flexfs.sum", Merge: mergeSum},
-		FormatMajorVersion: pebble.FormatValueSeparation,
-		ErrorIfNotExists:   found,
-		Logger:             pebbleLog{opt.Log},
+		FS:                          fs,
+		CacheSize:                   opt.CacheSize + memTables*memTable, // it counts them, too
+		MemTableSize:                memTable,
+		MemTableStopWritesThreshold: memTables,
+		Merger:                      &pebble.Merger{Name: "flexfs.sum", Merge: mergeSum},
+		FormatMajorVersion:          pebble.FormatValueSeparation,
+		ErrorIfNotExists:            found,
+		Logger:                      pebbleLog{opt.Log},
 		// By default damage ends the process. The reader's error is enough.
 		EventListener: &pebble.EventListener{DataCorruption: func(info pebble.DataCorruptionInfo) {
 			opt.Log.Error("database is damaged", "err", info.String())
@@ -86,6 +102,8 @@ func pebbleOptions(fs vfs.FS, found bool, opt Options) *pebble.Options {
 	}
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		o.Levels[i].BlockSize = blockSize
+		o.Levels[i].IndexBlockSize = indexSize
 	}
 	return o
 }
@@ -124,12 +142,13 @@ func (p *Pebble) Update(ctx context.Context, locks [][]byte, fn func(Tx) error) 
 		return nil, err
 	}
 	defer done()
-	defer p.acquire(locks)()
+	held := p.acquire(locks)
+	defer held.release()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	b := p.db.NewIndexedBatch()
-	tx := transaction{reader: reader{from: b}, b: b}
+	tx := transaction{reader: reader{from: b}, b: b, held: held}
 	err = fn(&tx)
 	tx.close()
 	if err == nil {
@@ -158,21 +177,44 @@ func (p *Pebble) commit(b *pebble.Batch) (Commit, error) {
 	return &commit{p: p, n: p.visible.Add(1)}, nil
 }
 
-// acquire takes the stripes of locks and returns what lets them go.
-func (p *Pebble) acquire(locks [][]byte) (release func()) {
-	index := make([]int, len(locks))
+// A held is the locks of a transaction.
+type held struct {
+	p     *Pebble
+	index []int // of the stripes
+}
+
+// acquire takes the stripes of locks.
+func (p *Pebble) acquire(locks [][]byte) *held {
+	h := &held{p, make([]int, len(locks), len(locks)+1)}
 	for i, key := range locks {
-		index[i] = int(maphash.Bytes(p.seed, key) % stripes)
+		h.index[i] = p.stripe(key)
 	}
-	slices.Sort(index)
-	index = slices.Compact(index)
-	for _, i := range index {
+	slices.Sort(h.index)
+	h.index = slices.Compact(h.index)
+	for _, i := range h.index {
 		p.lock[i].Lock()
 	}
-	return func() {
-		for _, i := range index {
-			p.lock[i].Unlock()
-		}
+	return h
+}
+
+func (p *Pebble) stripe(key []byte) int { return int(maphash.Bytes(p.seed, key) % stripes) }
+
+// try takes one stripe more, out of order: so it does not wait.
+func (h *held) try(key []byte) bool {
+	i := h.p.stripe(key)
+	if slices.Contains(h.index, i) {
+		return true
+	}
+	if !h.p.lock[i].TryLock() {
+		return false
+	}
+	h.index = append(h.index, i)
+	return true
+}
+
+func (h *held) release() {
+	for _, i := range h.index {
+		h.p.lock[i].Unlock()
 	}
 }
 
@@ -310,8 +352,9 @@ func (r *reader) Scan(from, to []byte, reverse bool, fn func(key, value []byte) 
 // error is looked at or not.
 type transaction struct {
 	reader
-	b   *pebble.Batch
-	err error
+	b    *pebble.Batch
+	held *held
+	err  error
 }
 
 // wrote checks a write of n bytes that was just made, or refuses it.
@@ -354,6 +397,8 @@ func (t *transaction) DeleteRange(from, to []byte) error {
 	}
 	return t.fail(t.b.DeleteRange(from, to, nil))
 }
+
+func (t *transaction) TryLock(key []byte) bool { return t.held.try(key) }
 
 func (t *transaction) Add(key []byte, delta int64) error {
 	var v [8]byte

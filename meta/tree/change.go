@@ -39,7 +39,10 @@ type change struct {
 	dropper        meta.Ino   // the inode that named them: a change drops of one only
 	bytes, counted int64      // to add to the counters
 	reserved       bool
-	stamped        bool // the second was noted
+	stamped        bool                // the second was noted
+	recorded       map[string]struct{} // keys of which history was written
+	chronicled     bool                // the chronicle was told
+	born           []meta.Ino          // made by the change; set when it is finished
 }
 
 // A loaded is an inode of a change.
@@ -143,11 +146,11 @@ func (v *volume) transact(ctx context.Context, s *session, req *meta.Request, in
 	var c *change
 	commit, err := v.srv.cfg.Engine.Update(ctx, locks, func(tx engine.Tx) error {
 		if c != nil {
-			c.unreserve()
+			c.undo()
 		}
 		c = &change{
 			Tx: tx, v: v, s: s, req: req, second: v.now(), time: req.Time,
-			locked: inos, inodes: make(map[meta.Ino]*loaded),
+			locked: slices.Clip(inos), inodes: make(map[meta.Ino]*loaded),
 		}
 		c.retention = v.retention(c.second)
 		if now := meta.TimeOf(time.Now()); c.time == (meta.Time{}) || c.time.Compare(now) > 0 {
@@ -163,7 +166,7 @@ func (v *volume) transact(ctx context.Context, s *session, req *meta.Request, in
 	})
 	if err != nil {
 		if c != nil {
-			c.unreserve()
+			c.undo()
 		}
 		return nil, err
 	}
@@ -177,11 +180,15 @@ func (v *volume) transact(ctx context.Context, s *session, req *meta.Request, in
 	return commit, nil
 }
 
-// lock asks for locks on inodes that are not locked yet.
+// lock takes locks on inodes that are not locked yet, or asks for them.
 func (c *change) lock(inos ...meta.Ino) error {
 	var more []meta.Ino
 	for _, ino := range inos {
-		if !slices.Contains(c.locked, ino) && !slices.Contains(more, ino) {
+		switch {
+		case slices.Contains(c.locked, ino) || slices.Contains(more, ino):
+		case c.TryLock(c.v.inoKey(ino)):
+			c.locked = append(c.locked, ino)
+		default:
 			more = append(more, ino)
 		}
 	}
@@ -315,7 +322,7 @@ func (c *change) remember(key, old []byte) error {
 		return nil
 	}
 	hkey := c.v.historyKey(key, c.second)
-	if b, err := c.Get(hkey); err != nil || b != nil {
+	if done, err := c.remembered(key, hkey); done || err != nil {
 		return err
 	}
 	value := []byte{0}
@@ -325,8 +332,28 @@ func (c *change) remember(key, old []byte) error {
 	if err := c.Put(hkey, value); err != nil {
 		return err
 	}
+	if c.recorded == nil {
+		c.recorded = make(map[string]struct{})
+	}
+	c.recorded[string(key)] = struct{}{}
 	due := purgedAt(c.second, c.retention)
 	return c.Put(append(c.v.delayedKey(due, delayedHistory), hkey[4:]...), nil)
+}
+
+// remembered tells whether the history of a key of this second is written, or need
+// not be.
+func (c *change) remembered(key, hkey []byte) (bool, error) {
+	if in := c.inodes[subject(key)]; in != nil && in.old == nil {
+		return true, nil // what it belongs to is just being made
+	}
+	if _, ok := c.recorded[string(key)]; ok {
+		return true, nil
+	}
+	if recorded, sure := c.v.chronicle.has(c.second, key); sure {
+		return recorded, nil
+	}
+	b, err := c.Get(hkey)
+	return b != nil, err
 }
 
 // count adds to the volume's counters what an inode with a name has.
@@ -374,7 +401,25 @@ func (c *change) finish() error {
 	if err := c.finishGarbage(); err != nil {
 		return err
 	}
-	return c.finishCounters()
+	if err := c.finishCounters(); err != nil {
+		return err
+	}
+	c.finishHistory()
+	return nil
+}
+
+// finishHistory tells the chronicle, while all is locked.
+func (c *change) finishHistory() {
+	if c.retention == 0 {
+		return
+	}
+	for ino, in := range c.inodes {
+		if in.old == nil {
+			c.born = append(c.born, ino)
+		}
+	}
+	c.v.chronicle.add(c.second, c.recorded, c.born)
+	c.chronicled = true
 }
 
 // refsPerRecord bounds a record of objects to delete: one request deletes as
@@ -424,10 +469,15 @@ func (c *change) finishCounters() error {
 	return nil
 }
 
-func (c *change) unreserve() {
+// undo takes back what a change that is not made did to the volume in memory.
+func (c *change) undo() {
 	if c.reserved {
 		c.v.unreserve(c.bytes, c.counted)
 		c.reserved = false
+	}
+	if c.chronicled {
+		c.v.chronicle.remove(c.second, c.recorded, c.born)
+		c.chronicled = false
 	}
 }
 

@@ -32,6 +32,9 @@ func (s *session) setattr(ctx context.Context, req *meta.Request) (*meta.Reply, 
 		}
 		c.touch(in)
 		c.inval(in, req.Set&meta.SetSize != 0)
+		if req.Set&meta.SetSize == 0 {
+			return &meta.Reply{Attr: in.told()}, nil
+		}
 		return c.v.told(c, &in.inode)
 	})
 }

@@ -41,6 +41,8 @@ type volume struct {
 
 	locks lockTable
 
+	chronicle chronicle
+
 	// mu guards what follows. Lock order: session.run, what the engine locks,
 	// volume.mu, session.mu. Nobody talks to a client while holding any.
 	mu              sync.Mutex

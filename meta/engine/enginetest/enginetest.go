@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sort"
 	"sync"
@@ -32,6 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) engine.Engine) {
 		{"added numbers sum up", testAdd},
 		{"adds at the same time are all counted", testAddConcurrent},
 		{"transactions that share a lock follow each other", testLocks},
+		{"a lock that is taken in a transaction counts", testTryLock},
 		{"what is too large is refused", testLimits},
 		{"an ended context is an error", testContext},
 		{"a closed engine says so", testClosed},
@@ -292,6 +294,48 @@ func testLocks(t *testing.T, e engine.Engine) {
 				})
 				if err != nil {
 					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	view(t, e, func(r engine.Reader) error {
+		if got := number(t, r, "n"); got != 400 {
+			t.Errorf("n is %d, want 400", got)
+		}
+		return nil
+	})
+}
+
+// testTryLock has some take the lock before they start and others when they
+// have started: they wait for no lock then, so no two wait for each other.
+func testTryLock(t *testing.T, e engine.Engine) {
+	var wg sync.WaitGroup
+	busy := errors.New("the lock is not free")
+	for i := range 8 {
+		first := [][]byte{key(fmt.Sprint(i % 2))}
+		wg.Go(func() {
+			for n := 0; n < 50; {
+				locks := first
+				if i%4 == 0 {
+					locks = [][]byte{key("n")}
+				}
+				_, err := e.Update(ctx, locks, func(tx engine.Tx) error {
+					for _, k := range []string{"n", fmt.Sprint(1 - i%2)} {
+						if !tx.TryLock(key(k)) {
+							return busy
+						}
+					}
+					return tx.Put(key("n"), binary.BigEndian.AppendUint64(nil, uint64(number(t, tx, "n")+1)))
+				})
+				switch {
+				case err == nil:
+					n++
+				case errors.Is(err, busy):
+					runtime.Gosched()
+				default:
+					t.Error(err)
+					return
 				}
 			}
 		})
