@@ -77,7 +77,7 @@ var homes = map[string][]string{
 	"github.com/urfave/cli":          {"modes"},
 	"go.etcd.io/bbolt":               {"admin"},
 	"github.com/cockroachdb/pebble":  {"meta/engine"},
-	"github.com/jacobsa/fuse":        {"fuse", "internal/memfs"},
+	"github.com/jacobsa/fuse":        {"fuse", "internal/memfs", "internal/powercut"},
 	"github.com/aws/":                {"store/s3"},
 	"github.com/dgraph-io/ristretto": {"cache"},
 	"github.com/pierrec/lz4":         {"store/seal"},

@@ -9,10 +9,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -32,8 +36,11 @@ func TestMain(m *testing.M) {
 }
 
 // locker locks bytes of a file as it is told: "lock 3", "wait 3", "unlock 3",
-// "who 3", "open" (and close it again).
+// "who 3", "open" (and close it again); or all of it: "flock", "unflock". "once 3"
+// waits until there is a signal, as "flock" does. "thread" tells whom to send it to.
 func locker(name string) {
+	runtime.LockOSThread()
+	interruptible(unix.SIGALRM)
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		fmt.Println(err)
@@ -48,6 +55,14 @@ func locker(name string) {
 			err = unix.FcntlFlock(f.Fd(), unix.F_SETLK, &l)
 		case "wait":
 			err = again(func() error { return unix.FcntlFlock(f.Fd(), unix.F_SETLKW, &l) })
+		case "once":
+			err = unix.FcntlFlock(f.Fd(), unix.F_SETLKW, &l)
+		case "flock":
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		case "unflock":
+			err = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		case "thread":
+			err = fmt.Errorf("%d", unix.Gettid())
 		case "unlock":
 			l.Type = unix.F_UNLCK
 			err = unix.FcntlFlock(f.Fd(), unix.F_SETLK, &l)
@@ -62,6 +77,20 @@ func locker(name string) {
 			}
 		}
 		fmt.Println(outcome(err))
+	}
+}
+
+// interruptible has a signal that is caught end the call of the thread that it is
+// sent to, which Go does not want.
+func interruptible(sig unix.Signal) {
+	signal.Notify(make(chan os.Signal, 1), sig)
+	const restart = 0x10000000
+	var action struct{ handler, flags, restorer, mask uintptr }
+	for _, args := range [][2]uintptr{{0, uintptr(unsafe.Pointer(&action))}, {uintptr(unsafe.Pointer(&action)), 0}} {
+		if _, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), args[0], args[1], unsafe.Sizeof(action.mask), 0, 0); e != 0 {
+			panic(e)
+		}
+		action.flags &^= restart
 	}
 }
 
@@ -185,6 +214,43 @@ func TestLocksOfProcessesHoldAcrossMounts(t *testing.T) {
 	c.tell("wait 3")
 	if got := c.hear(); got != "done" {
 		t.Errorf("the lock of a process that was killed: %s", got)
+	}
+}
+
+// A signal that is caught ends a wait, and what was waited for is not taken later.
+func TestASignalEndsTheWaitForALock(t *testing.T) {
+	w := New(t, Options{Lease: 30 * time.Second})
+	w.must("create", os.WriteFile(w.Mounts[0].Path("f"), make([]byte, 10), 0o644))
+	holder, next := startLocker(t, w.Mounts[0].Path("f")), startLocker(t, w.Mounts[2].Path("f"))
+	for mount := range 2 {
+		waiter := startLocker(t, w.Mounts[mount].Path("f"))
+		waiter.tell("thread")
+		thread, err := strconv.Atoi(waiter.hear())
+		w.must("thread", err)
+		for _, lock := range []struct{ take, wait, give string }{{"lock 1", "once 1", "unlock 1"}, {"flock", "flock", "unflock"}} {
+			holder.says("done", lock.take)
+			waiter.tell(lock.wait)
+			heard := make(chan string, 1)
+			go func() { heard <- waiter.hear() }()
+			select {
+			case got := <-heard:
+				t.Fatalf("%s on mount %d did not wait: %s", lock.wait, mount, got)
+			case <-time.After(200 * time.Millisecond):
+			}
+			w.must("signal", unix.Tgkill(waiter.cmd.Process.Pid, thread, unix.SIGALRM))
+			select {
+			case got := <-heard:
+				if got != "EINTR" {
+					t.Errorf("%s on mount %d, when there was a signal: %s, want EINTR", lock.wait, mount, got)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("%s on mount %d goes on waiting after a signal", lock.wait, mount)
+			}
+			holder.says("done", lock.give)
+			time.Sleep(100 * time.Millisecond)
+			next.says("done", lock.take)
+			next.says("done", lock.give)
+		}
 	}
 }
 

@@ -278,6 +278,89 @@ func TestALazyUnmountEndsWithTheLastClose(t *testing.T) {
 	wantFile(t, filepath.Join(w.mount, "open"), large("before")+large("after"))
 }
 
+// The locks of a mount are those of who has the file open, until that is over or the
+// mount is: also if it is taken out of sight, or by force.
+func TestLocksEndWithAnUnmountThatDoesNotWait(t *testing.T) {
+	w := newWorldOf(t, shape{proxies: -1, mounts: 2})
+	file := w.file("f", large("f"))
+	other := filepath.Join(w.dirs[1], "f")
+	for _, how := range []struct {
+		name  string
+		flags int
+	}{{"umount -l", syscall.MNT_DETACH}, {"umount -f -l", syscall.MNT_FORCE | syscall.MNT_DETACH}} {
+		holder := use(t, "flock", "-F", file, "sleep", "1000")
+		w.await(func() error {
+			if exec.Command("flock", "-n", other, "true").Run() == nil {
+				return errors.New("it is not locked")
+			}
+			return nil
+		})
+		waiter := use(t, "flock", other, "true")
+		waiter.waits()
+		if err := syscall.Unmount(w.mount, how.flags); err != nil {
+			t.Fatalf("%s: %v", how.name, err)
+		}
+		if how.flags&syscall.MNT_FORCE == 0 {
+			waiter.waits() // who has the file open goes on, with its lock
+			holder.dies(syscall.SIGKILL)
+		}
+		began := time.Now()
+		if err := waiter.ends(); err != nil {
+			t.Errorf("%s: the one that waited: %v", how.name, err)
+		}
+		t.Logf("%s: the other mount had the lock after %v", how.name, time.Since(began))
+		w.ends("mount")
+		if how.flags&syscall.MNT_FORCE != 0 {
+			holder.dies(syscall.SIGKILL)
+		}
+		w.again("mount")
+	}
+}
+
+// A mount that cannot reach the metadata service when it starts says so and ends;
+// one that has nothing to store ends at once though the service is away.
+func TestMountsBeginAndEndWithoutTheMetadataService(t *testing.T) {
+	w := newWorldOf(t, shape{proxies: -1, metaLine: true})
+	dir := w.path("second")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.file("f", large("f"))
+	for _, away := range []struct {
+		state faultnet.State
+		end   func() error
+	}{
+		{faultnet.Refused, func() error { return w.procs["mount"].cmd.Process.Signal(syscall.SIGTERM) }},
+		{faultnet.Frozen, exec.Command("fusermount3", "-u", w.mount).Run},
+	} {
+		if err := w.meta.Set(faultnet.Line{State: away.state}); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		err := w.tryMount("v", dir)
+		took := time.Since(began)
+		t.Logf("%v: after %v the mount says %v", away.state, took, err)
+		if err == nil || !strings.Contains(err.Error(), "flexfs mount: metadata service at "+w.meta.Addr()) || took > 20*time.Second || mounted(dir) {
+			t.Errorf("%v: after %v a mount without the metadata service says %v", away.state, took, err)
+		}
+		began = time.Now()
+		if err := away.end(); err != nil {
+			t.Errorf("%v: %v", away.state, err)
+		}
+		if code := w.ends("mount"); code != 0 {
+			t.Errorf("%v: the mount ended with code %d", away.state, code)
+		}
+		if took = time.Since(began); took > 10*time.Second {
+			t.Errorf("%v: the mount ended after %v", away.state, took)
+		}
+		t.Logf("%v: the mount ended after %v", away.state, took)
+		if err := w.meta.Set(faultnet.Line{}); err != nil {
+			t.Fatal(err)
+		}
+		w.again("mount")
+	}
+}
+
 // A mount that ends while a server is away does so in time, and says what is lost.
 func TestAMountThatCannotStoreSaysWhatIsLost(t *testing.T) {
 	bucket := newSink(t)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"flexfs/internal/faultnet"
+	"flexfs/internal/powercut"
 )
 
 // program is the built binary; TestMain makes it.
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	program = filepath.Join(dir, "flexfs")
-	if os.Getenv(boardVar) != "" {
+	if os.Getenv(boardVar) != "" || os.Getenv(notesVar) != "" {
 		os.Exit(m.Run()) // that needs no program
 	}
 	build := exec.Command("go", "build", "-o", program, "flexfs")
@@ -60,6 +61,8 @@ type world struct {
 	dirs    []string        // of all mounts, w.mount first
 	proxies []string        // their names
 	lines   []*faultnet.Net // to the proxies, if the shape says so
+	meta    *faultnet.Net   // to the metadata service, if the shape says so
+	disks   []*powercut.Disk
 
 	adminAddr, creds, mountToken string
 	mountFlags                   []string
@@ -78,10 +81,12 @@ type shape struct {
 	proxies    int // 0: 2; negative: there is no group
 	mounts     int // 0: 1
 	mountFlags []string
-	faulty     bool   // the mounts and the proxies reach proxies by lines that can fail: see world.lines
-	spaces     *lab   // each process has a network of its own; nil: all are on loopback
-	bucket     *sink  // nil: a folder
-	blockSize  string // of the volume; "": the usual one
+	faulty     bool     // the mounts and the proxies reach proxies by lines that can fail: see world.lines
+	spaces     *lab     // each process has a network of its own; nil: all are on loopback
+	bucket     *sink    // nil: a folder
+	blockSize  string   // of the volume; "": the usual one
+	metaLine   bool     // admin and the mounts reach the metadata service by a line that can fail: see world.meta
+	disks      []string // processes whose folders are on disks of their own, see world.disks
 }
 
 // newWorld starts admin with the metadata service, a group of two proxies and a
@@ -101,10 +106,21 @@ func newWorldOf(t *testing.T, s shape) *world {
 	if err := os.Mkdir(w.path("bucket"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range s.disks {
+		if err := os.Mkdir(w.path(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		w.disks = append(w.disks, powercut.New(t, w.path(name)))
+	}
 	t.Cleanup(w.end)
 
 	adminAddr, metaAddr := w.addr("admin"), w.addr("admin")
-	w.start("admin", w.answers(adminAddr), "admin", "--bindAddr", adminAddr, "--dbFolder", w.path("admin"), "--metaBindAddr", metaAddr, "--metaAddress", metaAddr)
+	metaKnown := metaAddr
+	if s.metaLine {
+		w.meta = w.line(metaAddr)
+		metaKnown = w.meta.Addr()
+	}
+	w.start("admin", w.answers(adminAddr), "admin", "--bindAddr", adminAddr, "--dbFolder", w.path("admin"), "--metaBindAddr", metaAddr, "--metaAddress", metaKnown)
 	w.adminAddr, w.creds = adminAddr, w.path("admin", "credentials.json")
 	w.await(func() error { _, err := os.Stat(w.creds); return err })
 
@@ -139,10 +155,7 @@ func (w *world) startProxies(n int, faulty bool) {
 		bind := w.addr(fmt.Sprint("proxy", i+1))
 		address := bind
 		if faulty {
-			line, err := faultnet.New(bind)
-			if err != nil {
-				w.t.Fatal(err)
-			}
+			line := w.line(bind)
 			w.lines = append(w.lines, line)
 			address = line.Addr()
 		}
@@ -157,6 +170,16 @@ func (w *world) startProxies(n int, faulty bool) {
 		w.start(name, w.answers(bind), "proxy", "--adminAddr", w.adminAddr, "--tokenFile", groupToken, "--credsFile", w.creds,
 			"--bindAddr", bind, "--address", addresses[i], "--diskFolder", w.path(name), "--diskQuota", "4GiB", "--memCapacity", "64MiB")
 	}
+}
+
+// line returns a line to addr that can fail.
+func (w *world) line(addr string) *faultnet.Net {
+	w.t.Helper()
+	line, err := faultnet.New(addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return line
 }
 
 // addMount mounts the volume once more, in the folder dir, which it makes.
@@ -305,8 +328,8 @@ func (w *world) stop(name string) {
 	w.t.Helper()
 	p := w.procs[name]
 	p.cmd.Process.Signal(syscall.SIGTERM)
-	p.cmd.Process.Signal(syscall.SIGCONT) // a test may have stopped it
-	t := time.AfterFunc(patience, func() { p.cmd.Process.Kill() })
+	p.cmd.Process.Signal(syscall.SIGCONT)                                           // a test may have stopped it
+	t := time.AfterFunc(patience, func() { p.cmd.Process.Signal(syscall.SIGQUIT) }) // its log shows where it is
 	defer t.Stop()
 	if err := p.cmd.Wait(); err != nil {
 		w.t.Errorf("%s, told to end, ended with %v", name, err)
@@ -316,7 +339,11 @@ func (w *world) stop(name string) {
 // end ends what runs, the last started first, and shows the logs if the test
 // failed.
 func (w *world) end() {
-	for _, n := range w.lines {
+	lines := w.lines
+	if w.meta != nil {
+		lines = append(lines, w.meta)
+	}
+	for _, n := range lines {
 		defer n.Close()
 		if err := n.Set(faultnet.Line{}); err != nil {
 			w.t.Error(err)
@@ -335,7 +362,7 @@ func (w *world) end() {
 	}
 	for _, name := range w.order {
 		if log, _ := os.ReadFile(w.path(name + ".log")); w.t.Failed() {
-			w.t.Logf("log of %s:\n%s", name, log[max(0, len(log)-4000):])
+			w.t.Logf("log of %s:\n%s", name, log[max(0, len(log)-20_000):])
 		}
 	}
 }
