@@ -38,6 +38,7 @@ func (fs *FS) start() (stop func()) {
 	wg.Go(func() { fs.unlockAllLeft(ctx) })
 	return func() {
 		fs.budget.leave(fs)
+		fs.stock.close()
 		cancel()
 		wg.Wait()
 	}

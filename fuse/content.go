@@ -31,6 +31,8 @@ type content struct {
 	times  meta.Attr // atime and mtime that were set after the last write
 	run    appendRun
 
+	ahead int64 // bytes that were fetched ahead, if no program has read them yet
+
 	loss  loss
 	mutex chan struct{} // one flush, commit or truncation at a time; see lock
 }

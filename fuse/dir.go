@@ -25,6 +25,7 @@ type dirHandle struct {
 	recent []dirPart // the last few that were read, with their entries, newest last
 	whole  *listing  // what was read from the first entry on, of one state of the directory
 	hashes []uint32  // of the names, by number
+	ahead  *asked    // the part behind the last
 }
 
 // A dirPart is a stretch of a listing.
@@ -188,7 +189,7 @@ func (d *dirHandle) dot(c *call, i uint64) meta.Entry {
 // held: one reader at a time asks.
 func (d *dirHandle) from(c *call, n uint64) ([]meta.Entry, error) {
 	if n == 0 { // rewound: what is there now
-		d.parts, d.recent, d.whole, d.hashes = []dirPart{{}}, nil, nil, nil
+		d.parts, d.recent, d.whole, d.hashes, d.ahead = []dirPart{{}}, nil, nil, nil, nil
 		if l := d.in.listed(c.fs); l != nil {
 			d.keep(dirPart{entries: l.entries, eof: true})
 		}
@@ -279,8 +280,7 @@ func (d *dirHandle) fetch(c *call, i int) error {
 		d.keep(p)
 		return nil
 	}
-	seq := fs.invals.now()
-	rep, err := c.do(&meta.Request{Op: meta.OpReaddir, Ino: in.ino, Name: p.after, Limit: dirLimit, Plus: true})
+	rep, seq, err := d.part(c, p.after)
 	if err != nil {
 		if refusal(err) == syscall.ENOENT {
 			p.eof = true
@@ -289,13 +289,7 @@ func (d *dirHandle) fetch(c *call, i int) error {
 		}
 		return err
 	}
-	fs.learnParent(&rep.Attr, rep.Cache, seq)
-	for j := range rep.Entries {
-		e := &rep.Entries[j]
-		child := fs.learn(&e.Attr, nil, rep.Cache, seq)
-		fs.remember(in, e.Name, child, rep.Cache, seq)
-	}
-	fs.sweepListed(len(rep.Entries))
+	fs.learnEntries(in, rep, seq, false)
 	p.entries = append(p.entries, rep.Entries...)
 	p.eof = rep.EOF || len(rep.Entries) == 0
 	d.keep(p)
@@ -303,7 +297,69 @@ func (d *dirHandle) fetch(c *call, i int) error {
 		fs.keepListing(in, l)
 	}
 	if uint64(len(d.hashes)) == p.first && len(p.entries) > 0 {
-		d.number(p.entries[len(p.entries)-1].Name)
+		after := p.entries[len(p.entries)-1].Name
+		d.number(after)
+		if !p.eof {
+			d.ahead = fs.askAhead(in, after)
+		}
 	}
 	return nil
+}
+
+// An asked is a part of a directory that was asked for before a program came to
+// it.
+type asked struct {
+	after string
+	seq   uint64
+	done  chan struct{}
+	rep   *meta.Reply // valid after done
+	err   error
+}
+
+func partOf(dir *inode, after string, contents int64) *meta.Request {
+	return &meta.Request{Op: meta.OpReaddir, Ino: dir.ino, Name: after, Limit: dirLimit, Plus: true, Size: uint64(contents)}
+}
+
+// askAhead asks for a part in the background, unless too much is being asked for.
+func (fs *FS) askAhead(dir *inode, after string) *asked {
+	select {
+	case fs.pages <- struct{}{}:
+	default:
+		return nil
+	}
+	a := &asked{after: after, seq: fs.invals.now(), done: make(chan struct{})}
+	fs.stats.Pages.Add(1)
+	fs.stats.Requests.Add(1)
+	go func() {
+		defer func() { <-fs.pages }()
+		defer close(a.done)
+		a.rep, a.err = fs.meta.Do(fs.ctx, partOf(dir, after, fs.credit.contents()))
+	}()
+	return a
+}
+
+// part returns the part of a directory behind a name, and as of when it is. What
+// was asked for ahead counts if nothing has changed in the directory since.
+func (d *dirHandle) part(c *call, after string) (*meta.Reply, uint64, error) {
+	fs := c.fs
+	a := d.ahead
+	if d.ahead = nil; a != nil && a.after == after {
+		c.await(a.done)
+		if a.good(fs, d.in) {
+			return a.rep, a.seq, nil
+		}
+	}
+	seq := fs.invals.now()
+	rep, err := c.do(partOf(d.in, after, fs.credit.contents()))
+	return rep, seq, err
+}
+
+// good reports whether what was asked for is here and true.
+func (a *asked) good(fs *FS, dir *inode) bool {
+	select {
+	case <-a.done:
+		return a.err == nil && a.rep.Cache && fs.leased() && !fs.invals.since(a.seq, dir.ino)
+	default:
+		return false
+	}
 }

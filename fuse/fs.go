@@ -113,6 +113,10 @@ type FS struct {
 	lastID  uint64
 	absent  int // names known to be absent, in all directories
 
+	credit *credit
+	stock  stock
+	pages  chan struct{} // an element per page that is fetched ahead
+
 	listedSince int          // entries listed since the last sweep
 	listings    atomic.Int64 // entries in the listings of directories
 
@@ -198,6 +202,9 @@ func New(cfg Config) *FS {
 		wake:     make(chan struct{}, 1),
 		locking:  make(chan struct{}, maxLockWaits),
 		left:     leftLocks{work: make(chan struct{}, 1)},
+		credit:   newCredit(),
+		stock:    stock{budget: cfg.Budget},
+		pages:    make(chan struct{}, maxPages),
 
 		spaceEvery: spaceEvery,
 	}

@@ -32,6 +32,9 @@ type inode struct {
 	names   map[string]meta.Ino    // of a directory: entries known, 0 is absent
 	entries uint64                 // how many of names are not absent
 	listing *listing               // likewise, all of them; nil: not known
+	walk    *walk                  // of a directory: how programs look at what is in it
+	reads   *walk                  // likewise, and how they read it
+	ahead   bool                   // fetched ahead, and no program has looked at it yet
 	parent  meta.Ino               // where it was found last
 	name    string
 	pages   uint64 // version of the contents that the kernel's pages have

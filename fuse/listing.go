@@ -73,11 +73,16 @@ func (d *dirHandle) gather(p dirPart, change uint64) *listing {
 		d.whole = nil
 		return nil
 	}
-	for i := range p.entries {
-		e := &p.entries[i]
-		d.whole.entries = append(d.whole.entries, meta.Entry{Name: e.Name, Attr: meta.Attr{Ino: e.Attr.Ino, Mode: e.Attr.Mode & syscall.S_IFMT}})
-	}
+	d.whole.add(p.entries)
 	return d.whole
+}
+
+// add adds entries, without their attributes.
+func (l *listing) add(entries []meta.Entry) {
+	for i := range entries {
+		e := &entries[i]
+		l.entries = append(l.entries, meta.Entry{Name: e.Name, Attr: meta.Attr{Ino: e.Attr.Ino, Mode: e.Attr.Mode & syscall.S_IFMT}})
+	}
 }
 
 // described returns the inode of an entry that was read a while ago. If it was

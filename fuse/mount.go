@@ -131,8 +131,7 @@ func (fs *FS) mountConfig() *fuse.MountConfig {
 		EnableAsyncDIO:          true,
 		EnableParallelDirOps:    true,
 		EnableAtomicTrunc:       true,
-		EnableReaddirplus:       true,
-		EnableAutoReaddirplus:   true,
+		EnableReaddirplus:       true, // always: attributes come along anyway, and then a look at what was listed asks nobody
 		MaxBackground:           maxBackground,
 		MaxReadahead:            readAheadKiB << 10,
 		ExtraInitFlags:          flags,

@@ -28,6 +28,12 @@ func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	if done, err := c.lookUpCached(dir, op); done {
 		return err
 	}
+	if p := fs.missed(dir, op.Name); p != nil {
+		c.await(p.done)
+		if done, err := c.lookUpCached(dir, op); done {
+			return err
+		}
+	}
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: meta.OpLookup, Ino: dir.ino, Name: op.Name})
 	if refusal(err) == syscall.ENOENT {
@@ -119,7 +125,12 @@ func (c *call) lookUpCached(dir *inode, op *fuseops.LookUpInodeOp) (bool, error)
 		if child := fs.known(ino); child != nil {
 			child.mu.Lock()
 			valid := child.valid && !child.gone
+			ahead := valid && child.ahead
+			child.ahead = child.ahead && !valid
 			child.mu.Unlock()
+			if ahead {
+				fs.lookedAt(dir, op.Name)
+			}
 			if valid {
 				c.entry(dir, child, op.Name, &op.Entry)
 				return true, nil

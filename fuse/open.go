@@ -82,6 +82,9 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 			fs.kernel.Attrs(in.ino)
 		}
 	}
+	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		fs.openedToRead(in)
+	}
 	op.Handle = fs.addHandle(in, flags)
 	op.UseDirectIO = flags&syscall.O_APPEND != 0
 	in.mu.Lock()

@@ -80,9 +80,17 @@ func (c *call) tryBlock(in *inode, s *stream, idx uint32, lo, hi int, sequential
 	over, whole := ct.layers(idx, lo, hi)
 	base, known := ct.base(idx)
 	pend := ct.pend[idx] != nil
+	ahead := ct.ahead
+	ct.ahead = 0
 	in.mu.Unlock()
 	if whole {
 		return over.data, nil
+	}
+	if ahead > 0 {
+		fs.readAt(in, ahead)
+	}
+	if !known {
+		base, known = c.contentsAhead(in, idx)
 	}
 	if !known || !pend && !fs.leased() {
 		var err error

@@ -15,6 +15,7 @@ type Stats struct {
 	Commits     atomic.Int64
 	Merges      atomic.Int64 // commits done again because another mount changed the same block
 	Ahead       atomic.Int64 // blocks read ahead
+	Pages       atomic.Int64 // parts of directories fetched ahead
 	Waits       atomic.Int64 // writes that waited for memory
 	Invals      atomic.Int64 // inodes that the service told to forget
 	Epochs      atomic.Int64 // times that the kernel was told to forget all names

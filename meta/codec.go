@@ -487,7 +487,11 @@ func (a *Attr) field(num uint64, d *decoder) {
 
 func (e *Entry) fields(b []byte) []byte {
 	b = putBytes(b, 1, e.Name)
-	return putMessage(b, 2, &e.Attr, false)
+	b = putMessage(b, 2, &e.Attr, false)
+	if e.Block != nil {
+		b = putMessage(b, 3, e.Block, true)
+	}
+	return b
 }
 
 func (e *Entry) field(num uint64, d *decoder) {
@@ -496,6 +500,13 @@ func (e *Entry) field(num uint64, d *decoder) {
 		e.Name = d.string()
 	case 2:
 		d.sub(&e.Attr)
+	case 3:
+		if e.Block == nil && d.allocate(1, unsafe.Sizeof(Block{})) {
+			e.Block = new(Block)
+		}
+		if e.Block != nil {
+			d.sub(e.Block)
+		}
 	}
 }
 

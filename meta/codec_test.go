@@ -187,6 +187,8 @@ func TestBytesOfTheWireFormat(t *testing.T) {
 		{"reply", r, "0202" + "05026e6f" + "0601" + "090d" + "0207" + "0e808080808020" + "1502" + "0202" +
 			"1100" + "130c" + "0209" + "05040201" + "0402" + "060a" + "0801" +
 			"1507" + "03016e" + "0502" + "0208" + "1d00" + "2c8090dfc04a" + "2f03" + "030176"},
+		{"reply with an entry and its block", &Reply{Entries: []Entry{{Name: "n", Attr: Attr{Ino: 8}, Block: &Block{Len: 2}}}},
+			"150b" + "03016e" + "0502" + "0208" + "0702" + "0602"},
 		{"reply to a ping", &Reply{Time: Time{Sec: 1, Nsec: 5}}, "3104" + "0202" + "0405"},
 		{"block", &Block{
 			Index: 2, Gen: Gen{3, 4}, Len: 20000, Holes: []Hole{{0, 4096}, {8192, 12288}}, Origin: Origin{5, 6},

@@ -78,8 +78,9 @@ func (a *Attr) IsSymlink() bool { return a.Mode&syscall.S_IFMT == syscall.S_IFLN
 // An Entry is a name in a directory and what it stands for. If the listing was
 // not asked for attributes only Ino and the type in Mode are set in Attr.
 type Entry struct {
-	Name string
-	Attr Attr
+	Name  string
+	Attr  Attr
+	Block *Block // as in the answer to an OpLookup, if the listing was asked for it
 }
 
 // A Gen is the version of a block: the session that wrote it and its number
@@ -200,16 +201,17 @@ const (
 	// OpBye ends the session: its locks are released, its open files closed.
 	OpBye
 
-	// OpLookup: Ino (directory), Name -> Attr, Block (block 0 if inline).
-	// ENOENT grants a lease on the absence.
+	// OpLookup: Ino (directory), Name -> Attr, Block (block 0 of a file of one
+	// block, unless it is a hole). ENOENT grants a lease on the absence.
 	OpLookup
 
-	// OpGetattr: Ino -> Attr, Block (block 0 if inline).
+	// OpGetattr: Ino -> Attr, Block (as in OpLookup).
 	OpGetattr
 
 	// OpReaddir: Ino, Name (start after it; "" is the start), Limit (entries),
-	// Plus (with attributes) -> Entries in the order of their names' bytes,
-	// EOF. "." and ".." are not among them.
+	// Plus (with attributes), Size (with attributes and blocks, as in OpLookup,
+	// until these have so many bytes) -> Entries in the order of their names'
+	// bytes, EOF, Attr (of the directory). "." and ".." are not among them.
 	OpReaddir
 
 	// OpBlocks: Ino, Index (first), Limit (records) -> Blocks, ascending,

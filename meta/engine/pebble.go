@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -312,8 +313,14 @@ func (r *reader) Get(key []byte) ([]byte, error) {
 	return v, nil
 }
 
+// fewKeys is how many keys are cheaper to get one by one than with an iterator.
+const fewKeys = 4
+
 func (r *reader) MGet(keys ...[]byte) ([][]byte, error) {
 	values := make([][]byte, len(keys))
+	if len(keys) > fewKeys {
+		return values, r.seek(keys, values)
+	}
 	for i, key := range keys {
 		var err error
 		if values[i], err = r.Get(key); err != nil {
@@ -321,6 +328,38 @@ func (r *reader) MGet(keys ...[]byte) ([][]byte, error) {
 		}
 	}
 	return values, nil
+}
+
+// seek gets the values of keys, in the order of keys, which costs a third of as
+// many Gets if they are near each other.
+func (r *reader) seek(keys, values [][]byte) error {
+	order := make([]int, len(keys))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return bytes.Compare(keys[a], keys[b]) })
+	it, err := r.from.NewIter(&pebble.IterOptions{LowerBound: keys[order[0]]})
+	if err != nil {
+		return fmt.Errorf("engine: seek: %w", damage(err))
+	}
+	defer it.Close()
+	for _, i := range order {
+		if !it.SeekGE(keys[i]) {
+			break
+		}
+		if !bytes.Equal(it.Key(), keys[i]) {
+			continue
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return fmt.Errorf("engine: seek: %w", damage(err))
+		}
+		values[i] = append(make([]byte, 0, len(v)), v...)
+	}
+	if err := it.Error(); err != nil {
+		return fmt.Errorf("engine: seek: %w", damage(err))
+	}
+	return nil
 }
 
 func (r *reader) Scan(from, to []byte, reverse bool, fn func(key, value []byte) (bool, error)) error {

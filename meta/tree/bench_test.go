@@ -153,3 +153,15 @@ func BenchmarkLookup(b *testing.B) {
 		w.do(b, &meta.Request{Op: meta.OpLookup, Ino: dir, Name: fmt.Sprint("file", i%files)})
 	})
 }
+
+// BenchmarkReaddir lists a directory of 1000 files with their attributes.
+func BenchmarkReaddir(b *testing.B) {
+	w := newBench(b)
+	for i := range 1000 {
+		w.do(b, w.create(w.dirs[0], i))
+	}
+	b.ResetTimer()
+	w.each(b, func(meta.Ino, int) {
+		w.do(b, &meta.Request{Op: meta.OpReaddir, Ino: w.dirs[0], Plus: true})
+	})
+}

@@ -436,8 +436,8 @@ func TestInlineContentsComeWithTheAttributes(t *testing.T) {
 	big := c.block(0, testBlockSize)
 	big.Whole, big.Base = false, k.Gen
 	c.ok(&meta.Request{Op: meta.OpCommit, Ino: ino, Size: testBlockSize, Blocks: []meta.Block{big}})
-	if got := c.ok(on(meta.OpGetattr, ino, "")); got.Block != nil {
-		t.Errorf("block 0 is an object and came with the attributes: %+v", got.Block)
+	if got := c.ok(on(meta.OpGetattr, ino, "")); got.Block == nil || got.Block.Inline || got.Block.Gen != big.Gen {
+		t.Errorf("block 0 is an object now, and came with the attributes as %+v", got.Block)
 	}
 }
 

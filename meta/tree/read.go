@@ -99,6 +99,11 @@ func (v *volume) inode(r engine.Reader, ino meta.Ino) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
+	return aliveInode(ino, b)
+}
+
+// aliveInode decodes the attributes of an inode, nil if there are none.
+func aliveInode(ino meta.Ino, b []byte) (*inode, error) {
 	if b == nil {
 		return nil, refuse(syscall.ENOENT, "inode %d is gone", ino)
 	}
@@ -109,8 +114,20 @@ func (v *volume) inode(r engine.Reader, ino meta.Ino) (*inode, error) {
 	return in, err
 }
 
-// told returns what the client is told of an inode: its attributes, and its
-// contents if they are inline.
+// tell returns what a client that looks at an inode is told: its attributes, and
+// its block if it has one only.
+func (q *view) tell(in *inode) (*meta.Reply, error) {
+	reply := &meta.Reply{Attr: in.told()}
+	if !q.oneBlock(in) {
+		return reply, nil
+	}
+	var err error
+	reply.Block, err = q.v.block(q, in, 0)
+	return reply, err
+}
+
+// told returns what the client is told of an inode that it changed: its
+// attributes, and its contents if they are inline.
 func (v *volume) told(r engine.Reader, in *inode) (*meta.Reply, error) {
 	reply := &meta.Reply{Attr: in.told()}
 	if !in.inline {
@@ -136,7 +153,7 @@ func (s *session) getattr(ctx context.Context, req *meta.Request) (*meta.Reply, 
 		if err != nil {
 			return nil, err
 		}
-		return q.v.told(q, in)
+		return q.tell(in)
 	})
 }
 
@@ -151,7 +168,7 @@ func (s *session) lookup(ctx context.Context, req *meta.Request) (*meta.Reply, e
 			return nil, err
 		}
 		q.hold = append(q.hold, in.Ino)
-		return q.v.told(q, in)
+		return q.tell(in)
 	})
 }
 
@@ -199,16 +216,16 @@ func (s *session) readdir(ctx context.Context, req *meta.Request) (*meta.Reply, 
 		if err != nil {
 			return nil, err
 		}
-		return q.list(dir, req.Name, limit, req.Plus)
+		return q.list(dir, req, limit)
 	})
 }
 
-// list returns the entries of dir after a name.
-func (q *view) list(dir *inode, start string, limit int, plus bool) (*meta.Reply, error) {
+// list returns the entries of dir that a request asks for, limit at most.
+func (q *view) list(dir *inode, req *meta.Request, limit int) (*meta.Reply, error) {
 	prefix := q.v.dentryKey(dir.Ino, "")
 	from := prefix
-	if start != "" {
-		from = append(q.v.dentryKey(dir.Ino, start), 0)
+	if req.Name != "" {
+		from = append(q.v.dentryKey(dir.Ino, req.Name), 0)
 	}
 	reply := &meta.Reply{EOF: true, Attr: dir.told()}
 	size := 0
@@ -223,27 +240,100 @@ func (q *view) list(dir *inode, start string, limit int, plus bool) (*meta.Reply
 		}
 		e := meta.Entry{Name: string(key[len(prefix):]), Attr: meta.Attr{Ino: d.ino, Mode: d.typ}}
 		size += len(e.Name) + entryOverhead
-		if plus {
-			if err := q.describe(&e); err != nil {
-				return false, err
-			}
-			size += attributesSize + len(e.Attr.Target)
-		}
 		reply.Entries = append(reply.Entries, e)
 		return true, nil
 	})
+	if err != nil || !req.Plus && req.Size == 0 {
+		return reply, err
+	}
+	n, err := q.describe(reply.Entries, req.Size)
+	if n < len(reply.Entries) {
+		reply.Entries, reply.EOF = reply.Entries[:n], false
+	}
 	return reply, err
 }
 
-// describe fills in the attributes of an entry.
-func (q *view) describe(e *meta.Entry) error {
-	in, err := q.v.inode(q, e.Attr.Ino)
+// describeStep is how many entries are described at a time. With their contents
+// they may have 4 MiB.
+const describeStep = 64
+
+// describe fills in the attributes of entries and, if contents is not 0, blocks
+// until these have so many bytes. It returns how many entries there is room for.
+func (q *view) describe(entries []meta.Entry, contents uint64) (int, error) {
+	size, blocks := 0, uint64(0)
+	for from := 0; from < len(entries); from += describeStep {
+		some := entries[from:min(from+describeStep, len(entries))]
+		inodes, err := q.attributes(some)
+		if err == nil && contents > 0 {
+			err = q.onlyBlocks(some, inodes)
+		}
+		if err != nil {
+			return 0, err
+		}
+		for i := range some {
+			e := &some[i]
+			if size > maxListing || blocks > 0 && blocks >= contents {
+				return from + i, nil
+			}
+			q.hold = append(q.hold, e.Attr.Ino)
+			size += len(e.Name) + entryOverhead + attributesSize + len(e.Attr.Target)
+			if e.Block != nil {
+				n := recordSize + listedHole*len(e.Block.Holes) + len(e.Block.Data)
+				size += n
+				blocks += uint64(n)
+			}
+		}
+	}
+	return len(entries), nil
+}
+
+// attributes fills in the attributes of entries, and returns their inodes.
+func (q *view) attributes(entries []meta.Entry) ([]*inode, error) {
+	keys := make([][]byte, len(entries))
+	for i := range entries {
+		keys[i] = q.v.attrKey(entries[i].Attr.Ino)
+	}
+	values, err := q.MGet(keys...)
+	if err != nil {
+		return nil, err
+	}
+	inodes := make([]*inode, len(entries))
+	for i := range entries {
+		if inodes[i], err = aliveInode(entries[i].Attr.Ino, values[i]); err != nil {
+			return nil, err
+		}
+		entries[i].Attr = inodes[i].told()
+	}
+	return inodes, nil
+}
+
+// onlyBlocks fills in the blocks of those entries that have one only.
+func (q *view) onlyBlocks(entries []meta.Entry, inodes []*inode) error {
+	var keys [][]byte
+	var of []int
+	for i, in := range inodes {
+		if q.oneBlock(in) {
+			keys, of = append(keys, q.v.blockKey(in.Ino, in.body, 0)), append(of, i)
+		}
+	}
+	values, err := q.MGet(keys...)
 	if err != nil {
 		return err
 	}
-	e.Attr = in.told()
-	q.hold = append(q.hold, in.Ino)
+	for k, value := range values {
+		if value == nil {
+			continue // a hole
+		}
+		if entries[of[k]].Block, err = decodeBlock(0, value); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// oneBlock reports whether an inode is a file of one block.
+func (q *view) oneBlock(in *inode) bool {
+	return in.IsRegular() && in.Size > 0 && in.Size <= uint64(q.v.blockSize)
 }
 
 // Bounds of one answer to an OpBlocks: its frame may have 4 MiB.

@@ -119,6 +119,11 @@ func testPutGet(t *testing.T, e engine.Engine) {
 		if err != nil || len(all) != 3 || string(all[0]) != "3" || all[1] != nil || string(all[2]) != "1" {
 			t.Errorf("MGet: %q, %v", all, err)
 		}
+		many, err := r.MGet(key("c"), key("no"), key("a"), key("b"), key("z"), key("a"), key("0"))
+		if err != nil || len(many) != 7 || string(many[0]) != "3" || many[1] != nil || string(many[2]) != "1" ||
+			many[3] == nil || len(many[3]) != 0 || many[4] != nil || string(many[5]) != "1" || many[6] != nil {
+			t.Errorf("MGet of many: %q, %v", many, err)
+		}
 		if string(a) != "1" {
 			t.Errorf("a became %q while the view lasted", a)
 		}

@@ -1,0 +1,154 @@
+package fuse
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"flexfs/meta"
+)
+
+// A credit is how many entries, and bytes of contents, may be fetched ahead for
+// nothing.
+type credit struct{ entries, bytes atomic.Int64 }
+
+// What a mount begins with, and the most that it can have.
+const (
+	firstEntries, mostEntries = 1000, 20_000
+	firstBytes, mostBytes     = 256 << 10, 8 << 20
+)
+
+func newCredit() *credit {
+	c := new(credit)
+	c.entries.Store(firstEntries)
+	c.bytes.Store(firstBytes)
+	return c
+}
+
+func earn(c *atomic.Int64, n, most int64) {
+	for {
+		old := c.Load()
+		if old >= most || c.CompareAndSwap(old, min(old+n, most)) {
+			return
+		}
+	}
+}
+
+// trusts reports whether a directory of so many entries may be fetched because of
+// the first name that is asked for.
+func (c *credit) trusts(entries uint64) bool {
+	return entries <= maxTrusted && int64(entries)*3 < c.entries.Load()-firstEntries
+}
+
+// maxTrusted bounds that: who wants one name only waits for all of them.
+const maxTrusted = 256
+
+// contents returns how many bytes of contents may come along where nobody has read
+// yet.
+func (c *credit) contents() int64 {
+	if n := c.bytes.Load() - firstBytes; n >= firstBytes/8 {
+		return min(n, laterContents)
+	}
+	return 0
+}
+
+// recordWorth is what the record of a block counts for in bytes of contents: who
+// has it saves a request.
+const recordWorth = 4096
+
+// learnEntries takes over a part of a directory. ahead says that no program asked
+// for it.
+func (fs *FS) learnEntries(dir *inode, rep *meta.Reply, seq uint64, ahead bool) {
+	fs.learnParent(&rep.Attr, rep.Cache, seq)
+	bytes := int64(0)
+	for i := range rep.Entries {
+		e := &rep.Entries[i]
+		dir.mu.Lock()
+		_, known := dir.names[e.Name]
+		dir.mu.Unlock()
+		child := fs.inode(e.Attr.Ino)
+		child.mu.Lock()
+		_, had := child.content.rec(0)
+		child.learn(&e.Attr, e.Block, rep.Cache && !fs.invals.since(seq, child.ino))
+		child.ahead = child.ahead || ahead && !known
+		if e.Block != nil && !had {
+			child.content.ahead = recordWorth + int64(len(e.Block.Data))
+			bytes += child.content.ahead
+		}
+		child.mu.Unlock()
+		fs.remember(dir, e.Name, child, rep.Cache, seq)
+		if e.Block != nil && len(e.Block.Data) > 0 {
+			fs.stock.keep(child, int64(len(e.Block.Data)))
+		}
+	}
+	fs.credit.bytes.Add(-bytes)
+	fs.sweepListed(len(rep.Entries))
+}
+
+// lookedAt takes note that a program came for an entry that was fetched ahead.
+func (fs *FS) lookedAt(dir *inode, name string) {
+	earn(&fs.credit.entries, 3, mostEntries)
+	fs.cameFor(dir, name)
+}
+
+// read takes note that a program came for so many bytes of contents that were
+// fetched ahead.
+func (fs *FS) readAt(in *inode, n int64) {
+	earn(&fs.credit.bytes, 3*n, mostBytes)
+	in.mu.Lock()
+	parent, name := in.parent, in.name
+	in.mu.Unlock()
+	if dir := fs.known(parent); dir != nil {
+		fs.cameFor(dir, name)
+	}
+}
+
+// A stock bounds the contents that came with listings, which are in the block maps
+// of their inodes. What has been there for longest goes first.
+type stock struct {
+	budget *Budget
+
+	mu    sync.Mutex
+	queue []portion
+	size  int64 // of all, taken from the budget
+}
+
+// A portion is the contents of one inode.
+type portion struct {
+	in   *inode
+	size int64
+}
+
+// keep adds an inode's contents, and has older ones go if there are too many, or
+// these themselves if memory is short.
+func (s *stock) keep(in *inode, size int64) {
+	var out []portion
+	s.mu.Lock()
+	for len(s.queue) > 0 && s.size+size > s.budget.max/8 {
+		out = append(out, s.queue[0])
+		s.size -= s.queue[0].size
+		s.budget.releaseAhead(s.queue[0].size)
+		s.queue = s.queue[1:]
+	}
+	if s.budget.tryAhead(size) {
+		s.queue = append(s.queue, portion{in, size})
+		s.size += size
+	} else {
+		out = append(out, portion{in, size})
+	}
+	s.mu.Unlock()
+	for _, p := range out {
+		p.in.mu.Lock()
+		if b, ok := p.in.content.recs[0]; ok && b.Inline {
+			p.in.content.forgetMap()
+		}
+		p.in.mu.Unlock()
+	}
+}
+
+// close gives the memory back to the budget.
+func (s *stock) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.budget.releaseAhead(s.size)
+	s.queue, s.size = nil, 0
+}
