@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,13 +28,13 @@ type scenario struct {
 
 // A step is a part of a scenario.
 type step struct {
-	row     string // "": it is not measured
-	unit    unit
-	cold    bool     // nothing may be in caches before
-	restart bool     // nothing may be in caches but the disk cache
-	places  []string // nil: all of the scenario
-	for_    []string // rows that need it done before; nil with no row: all
-	do      func(ctx context.Context, p place) (load, error)
+	row      string // "": it is not measured
+	unit     unit
+	cold     bool     // nothing may be in caches before
+	restart  bool     // nothing may be in caches but the disk cache
+	places   []string // nil: all of the scenario
+	neededBy []string // rows that need it done before; nil with no row: all
+	do       func(ctx context.Context, p place) (load, error)
 }
 
 // A collector does scenarios and keeps what it measured.
@@ -103,7 +104,7 @@ func (c *collector) wanted(s scenario, place string) []step {
 		if t.places != nil && !slices.Contains(t.places, place) {
 			continue
 		}
-		if t.row == "" && t.for_ == nil || ask(t.row) || slices.ContainsFunc(t.for_, ask) {
+		if t.row == "" && t.neededBy == nil || ask(t.row) || slices.ContainsFunc(t.neededBy, ask) {
 			all = append(all, t)
 		}
 		if ask(t.row) {
@@ -143,8 +144,8 @@ func (c *collector) step(ctx context.Context, name string, p place, t step) erro
 		return err
 	}
 	stop := c.profile(ctx, t.row+" "+name, p)
+	defer stop()
 	done, err := t.do(ctx, p)
-	stop()
 	if err != nil || t.row == "" || !c.opt.run.MatchString(t.row) {
 		return err
 	}
@@ -172,24 +173,26 @@ func (c *collector) makeRows(all []scenario) {
 }
 
 // profile writes CPU profiles of mount and metadata service, one for each second,
-// until stop is called.
+// until stop is called, which waits for the last.
 func (c *collector) profile(ctx context.Context, name string, p place) (stop func()) {
 	if c.opt.profiles == "" || len(p.servers().debug) == 0 {
 		return func() {}
 	}
 	name = filepath.Join(c.opt.profiles, regexp.MustCompile(`[^a-zA-Z0-9]+`).ReplaceAllString(name, "-"))
-	ctx, stop = context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
 	for what, addr := range map[string]string{"mount": p.servers().debug[0], "meta": c.lab.adminDebug} {
-		go func() {
+		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
-				file := fmt.Sprintf("%s-%s-%d-%02d.pprof", name, what, c.repeats, i)
+				file := fmt.Sprintf("%s-%s-%d-%02d.pprof", name, what, c.repeats+1, i)
 				if err := fetchProfile(context.WithoutCancel(ctx), addr, file); err != nil {
-					return // the mount has ended meanwhile
+					fmt.Fprintln(os.Stderr, "bench: no profile:", err)
+					return
 				}
 			}
-		}()
+		})
 	}
-	return stop
+	return func() { cancel(); wg.Wait() }
 }
 
 func fetchProfile(ctx context.Context, addr, file string) error {

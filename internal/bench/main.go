@@ -65,7 +65,7 @@ func main() {
 	})
 	flag.IntVar(&o.repeats, "repeats", 3, "how often each row is measured, if there is time")
 	flag.DurationVar(&o.delay, "bucketDelay", 0, "how long each request to the bucket is held up")
-	flag.DurationVar(&o.limit, "limit", 19*time.Minute, "how long all of it may take")
+	flag.DurationVar(&o.limit, "limit", 18*time.Minute, "how long all of it may take")
 	flag.IntVar(&o.files, "files", 10000, "how many small files there are")
 	flag.Int64Var(&o.big, "big", 2<<30, "`bytes` of the big file")
 	flag.DurationVar(&o.random, "random", 2*time.Second, "how long each row of random reads takes")

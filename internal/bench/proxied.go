@@ -37,7 +37,7 @@ func (l *lab) throughProxies() scenario {
 		places: []string{onFlexfs},
 		place:  func(string) place { return &proxied{lab: l} },
 		steps: []step{
-			{row: first, unit: megabytes, do: l.readBoth, for_: []string{"two mounts read one file by proxies, again"}},
+			{row: first, unit: megabytes, do: l.readBoth, neededBy: []string{"two mounts read one file by proxies, again"}},
 			{row: "two mounts read one file by proxies, again", unit: megabytes, cold: true, do: l.readBoth},
 		},
 	}

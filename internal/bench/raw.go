@@ -205,10 +205,10 @@ func (l *lab) raw(clients int) scenario {
 		places: []string{onCeiling},
 		place:  func(string) place { return &rawPlace{lab: l} },
 		steps: []step{
-			{row: row("make"), unit: perSecond, do: do("make", l.opt.files, 0), for_: []string{row("lookup"), row("unlink")}},
+			{row: row("make"), unit: perSecond, do: do("make", l.opt.files, 0), neededBy: []string{row("lookup"), row("unlink")}},
 			{row: row("lookup"), unit: perSecond, do: do("lookup", l.opt.files, 0)},
 			{row: row("unlink"), unit: perSecond, do: do("unlink", l.opt.files, 0)},
-			{row: row("PUT 4 MiB"), unit: megabytes, do: do("PUT 4 MiB", objects, rawObject), for_: []string{row("GET 4 MiB"), row("GET 128 KiB")}},
+			{row: row("PUT 4 MiB"), unit: megabytes, do: do("PUT 4 MiB", objects, rawObject), neededBy: []string{row("GET 4 MiB"), row("GET 128 KiB")}},
 			{row: row("GET 4 MiB"), unit: megabytes, do: do("GET 4 MiB", objects, rawObject)},
 			{row: row("GET 128 KiB"), unit: perSecond, do: do("GET 128 KiB", l.opt.files, rawFrame)},
 		},

@@ -46,13 +46,13 @@ func (l *lab) small(threads int) scenario {
 		name:   fmt.Sprintf("small files, %s", plural(threads, "thread")),
 		places: everywhere,
 		steps: []step{
-			{row: name("create 4 KiB"), unit: perSecond, do: create, for_: []string{name("stat, cold"), name("stat, warm"), name("readdir+lstat, cold"),
+			{row: name("create 4 KiB"), unit: perSecond, do: create, neededBy: []string{name("stat, cold"), name("stat, warm"), name("readdir+lstat, cold"),
 				name("readdir+lstat, warm"), name("read 4 KiB, cold"), name("read 4 KiB, warm"), name("delete")}},
-			{row: name("stat, cold"), unit: perSecond, cold: true, do: do("stat"), for_: warm("stat")},
+			{row: name("stat, cold"), unit: perSecond, cold: true, do: do("stat"), neededBy: warm("stat")},
 			{row: name("stat, warm"), unit: perSecond, do: do("stat"), places: cached},
-			{row: name("readdir+lstat, cold"), unit: perSecond, cold: true, do: do("list"), for_: warm("readdir+lstat")},
+			{row: name("readdir+lstat, cold"), unit: perSecond, cold: true, do: do("list"), neededBy: warm("readdir+lstat")},
 			{row: name("readdir+lstat, warm"), unit: perSecond, do: do("list"), places: cached},
-			{row: name("read 4 KiB, cold"), unit: perSecond, cold: true, do: do("read"), for_: warm("read 4 KiB")},
+			{row: name("read 4 KiB, cold"), unit: perSecond, cold: true, do: do("read"), neededBy: warm("read 4 KiB")},
 			{row: name("read 4 KiB, warm"), unit: perSecond, do: do("read"), places: cached},
 			{row: name("delete"), unit: perSecond, do: remove},
 		},
@@ -86,7 +86,7 @@ func (l *lab) bigFile() scenario {
 	s.steps = []step{
 		{row: "sequential write, fsync", unit: megabytes, do: do("--rw=write", "--bs=1M", "--end_fsync=1", size)},
 		{row: "memory at rest", unit: mebibytes, cold: true, places: []string{onFlexfs}, do: l.rest},
-		{row: "sequential read, cold", unit: megabytes, cold: true, do: read, for_: []string{"sequential read, warm", "sequential read, page cache"}},
+		{row: "sequential read, cold", unit: megabytes, cold: true, do: read, neededBy: []string{"sequential read, warm", "sequential read, page cache"}},
 		{row: "sequential read, warm", unit: megabytes, do: read, places: cached},
 		{row: "sequential read, page cache", unit: megabytes, do: do("--rw=read", "--bs=1M", "--invalidate=0", size), places: cached},
 		{row: "sequential read, 8 streams, cold", unit: megabytes, cold: true, places: cached, do: do("--rw=read", "--bs=1M", fmt.Sprintf("--numjobs=%d", streams),
@@ -108,11 +108,11 @@ func (l *lab) bigFile() scenario {
 			disk = append(disk, step{row: name("disk cache"), unit: perSecond, do: random("--direct=1"), places: cached, restart: true})
 		}
 	}
-	s.steps = append(s.steps, step{for_: rowsOf(paged, direct, disk), do: read})
+	s.steps = append(s.steps, step{neededBy: rowsOf(paged, direct, disk), do: read})
 	s.steps = append(s.steps, paged...)
-	s.steps = append(s.steps, step{for_: rowsOf(direct), do: do("--rw=read", "--bs=1M", "--direct=1", part)})
+	s.steps = append(s.steps, step{neededBy: rowsOf(direct), do: do("--rw=read", "--bs=1M", "--direct=1", part)})
 	s.steps = append(append(s.steps, direct...), disk...)
-	s.steps[0].for_ = rowsOf(s.steps[1:])
+	s.steps[0].neededBy = rowsOf(s.steps[1:])
 	return s
 }
 

@@ -33,10 +33,10 @@ func (l *lab) programs() scenario {
 		places: everywhere,
 		steps: []step{
 			{do: t.prepare},
-			{row: untar, unit: seconds, do: t.untar, for_: []string{"grep -r, cold", "grep -r, warm"}},
-			{row: "grep -r, cold", unit: seconds, cold: true, do: t.grep, for_: []string{"grep -r, warm"}},
+			{row: untar, unit: seconds, do: t.untar, neededBy: []string{"grep -r, cold", "grep -r, warm"}},
+			{row: "grep -r, cold", unit: seconds, cold: true, do: t.grep, neededBy: []string{"grep -r, warm"}},
 			{row: "grep -r, warm", unit: seconds, do: t.grep, places: cached},
-			{row: clone, unit: seconds, cold: true, do: t.clone, for_: []string{"git status, cold"}},
+			{row: clone, unit: seconds, cold: true, do: t.clone, neededBy: []string{"git status, cold"}},
 			{row: "git status, cold", unit: seconds, cold: true, do: t.status},
 			{row: "SQLite inserts", unit: perSecond, do: insert},
 		},
