@@ -227,7 +227,7 @@ func TestOnlyWhatIsNeededIsDone(t *testing.T) {
 }
 
 func TestNumbersAreShort(t *testing.T) {
-	for x, want := range map[float64]string{0: "0", 0.0001: "<0.001", 0.25: "0.25", 9.999: "10.00", 12.34: "12.3", 1234.5: "1234"} {
+	for x, want := range map[float64]string{0: "0", 0.0001: "<0.001", 0.0123: "0.012", 0.25: "0.25", 9.999: "10.00", 12.34: "12.3", 1234.5: "1234"} {
 		if got := short(x); got != want {
 			t.Errorf("%v is written %s, and should be %s", x, got, want)
 		}

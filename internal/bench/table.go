@@ -45,7 +45,7 @@ func ratio(x float64) string {
 	return short(x)
 }
 
-// short writes a number with three digits that count.
+// short writes a number with as many digits as count.
 func short(x float64) string {
 	switch {
 	case x == 0:
@@ -56,6 +56,8 @@ func short(x float64) string {
 		return strconv.FormatFloat(x, 'f', 0, 64)
 	case x >= 10:
 		return strconv.FormatFloat(x, 'f', 1, 64)
+	case x < 0.1:
+		return strconv.FormatFloat(x, 'f', 3, 64)
 	}
 	return strconv.FormatFloat(x, 'f', 2, 64)
 }
