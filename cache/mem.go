@@ -237,6 +237,15 @@ func (m *Mem) Put(ctx context.Context, key store.Key, data []byte) error {
 	return nil
 }
 
+// Take implements [store.Taker].
+func (m *Mem) Take(ctx context.Context, key store.Key, data []byte) (bool, error) {
+	if err := m.next.Put(ctx, key, data); err != nil {
+		return false, err
+	}
+	m.insert(place{Key: key}, data, never)
+	return true, nil
+}
+
 // Delete implements [store.Store].
 func (m *Mem) Delete(ctx context.Context, key store.Key) error {
 	err := m.next.Delete(ctx, key)

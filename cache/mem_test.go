@@ -396,3 +396,21 @@ func BenchmarkMemHit(b *testing.B) {
 		off = (off + 4096) % (4 << 20)
 	}
 }
+
+func TestWhatIsGivenIsKeptWithoutACopy(t *testing.T) {
+	next := newSpy(t)
+	m := openMem(t, next, 1<<20, 0)
+	key := storetest.Key(1)
+	data := storetest.Data(key, 200_000)
+	taken, err := store.Give(t.Context(), m, key, data)
+	if err != nil || !taken {
+		t.Fatalf("Give: %v, %v", taken, err)
+	}
+	got, ok := m.Peek(key, 0, -1)
+	if !ok || &got[0] != &data[0] || len(got) != len(data) {
+		t.Errorf("memory has another copy of it, or none: %v", ok)
+	}
+	if below, err := next.Get(t.Context(), key, 0, -1); err != nil || !bytes.Equal(below, data) {
+		t.Errorf("what was given did not reach the store: %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bytes"
 	"slices"
 	"sync"
 	"time"
@@ -117,6 +118,15 @@ func (d *dirty) read(lo int, p []byte) {
 			clear(p[from-lo : to-lo])
 		}
 	}
+}
+
+// whole returns a copy of the n bytes of a block all of which were written.
+func (d *dirty) whole(n int) []byte {
+	parts := make([][]byte, 0, n/chunkSize+1)
+	for lo := 0; lo < n; lo += chunkSize {
+		parts = append(parts, d.chunks[lo/chunkSize][:min(chunkSize, n-lo)])
+	}
+	return bytes.Join(parts, nil) // does not clear first what it overwrites
 }
 
 // cut drops what lies at n or beyond, and returns the budget that it frees.

@@ -3,6 +3,8 @@ package fuse
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"github.com/jacobsa/fuse/fuseops"
@@ -40,5 +42,31 @@ func TestAReadFromMemoryIsAnsweredAtOnce(t *testing.T) {
 	})
 	if n > most {
 		t.Errorf("a read from memory makes %v allocations, want %d at most", n, most)
+	}
+}
+
+// A block that was written as a whole has one new place in memory, where it is
+// read from later; all other buffers on its way are used again.
+func TestAWrittenBlockIsAllocatedOnce(t *testing.T) {
+	w := newWorld(t)
+	fs := w.newFS("a", Config{})
+	f := fs.createTest(t, "f")
+	data := make([]byte, testBlockSize)
+	rand.NewChaCha8([32]byte{}).Read(data)
+	const n = 64
+	write := func(from int) {
+		for i := range n {
+			must(t, "write", f.writeAt(data, int64(from+i)*testBlockSize))
+		}
+		must(t, "fsync", f.sync())
+	}
+	write(0) // which fills the pools
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	write(n)
+	runtime.ReadMemStats(&after)
+	perByte := float64(after.TotalAlloc-before.TotalAlloc) / (n * testBlockSize)
+	if perByte -= 1; perByte > 2 { // the bucket of the test keeps a copy, too
+		t.Errorf("a written byte makes %.2f bytes of garbage or cache, want 1 and a little", perByte)
 	}
 }

@@ -279,6 +279,9 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 		rec.Gen, rec.Origin = base.Gen, base.Origin // less is to be seen of the same object
 		return rec, nil
 	}
+	if !u.inline && u.d.spans.covers(0, bs) {
+		return rec, fs.store(ctx, in, &rec, u.d.whole(bs))
+	}
 	buf := fs.buffer()
 	defer fs.recycle(buf)
 	data := (*buf)[:is.end()]
@@ -290,11 +293,29 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 		return rec, nil
 	}
 	if err := fs.blocks.Put(ctx, fs.key(in, &rec), data); err != nil {
-		return rec, fmt.Errorf("fuse: upload block %d of inode %d: %w", idx, in.ino, err)
+		return rec, uploadError(in, &rec, err)
 	}
+	fs.uploaded(data)
+	return rec, nil
+}
+
+// store stores a whole block. Nobody changes data any more: it is what memory
+// keeps of the block.
+func (fs *FS) store(ctx context.Context, in *inode, rec *meta.Block, data []byte) error {
+	if _, err := store.Give(ctx, fs.blocks, fs.key(in, rec), data); err != nil {
+		return uploadError(in, rec, err)
+	}
+	fs.uploaded(data)
+	return nil
+}
+
+func uploadError(in *inode, rec *meta.Block, err error) error {
+	return fmt.Errorf("fuse: upload block %d of inode %d: %w", rec.Index, in.ino, err)
+}
+
+func (fs *FS) uploaded(data []byte) {
 	fs.stats.Uploads.Add(1)
 	fs.stats.UploadBytes.Add(int64(len(data)))
-	return rec, nil
 }
 
 // merge fills data with the dirty bytes and, between them, those of base.
