@@ -23,11 +23,15 @@ func (a Amount) memory() (int64, error) {
 	return max(n, minMemory), nil
 }
 
-// limitMemory tells the garbage collector to keep the process near capacity,
-// its blocks, and something for the rest. GOMEMLIMIT overrides it.
-func limitMemory(capacity int64) {
+// limitMemory tells the garbage collector to keep the process near limit. Most of
+// its memory are blocks, which cost nothing to mark: collecting more often than
+// usual keeps it small. GOMEMLIMIT and GOGC override it.
+func limitMemory(limit int64) {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(capacity + capacity/4 + 64<<20)
+		debug.SetMemoryLimit(limit)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
 	}
 }
 

@@ -37,7 +37,7 @@ type Mount struct {
 	Dir    string // the mount point
 	Secret []byte // of an encrypted volume; nil: none. Listen takes it and clears it
 
-	MemCapacity int64  // bytes for blocks, half for the cache, half for what is being written and read ahead
+	MemCapacity int64  // bytes for blocks, see share
 	DiskFolder  string // for a cache of blocks on disk; "": none
 	DiskQuota   cache.Quota
 
@@ -161,13 +161,18 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 		}
 		far = m.disk
 	}
-	plain := sealer.Over(far)                         // compressed and, on an encrypted volume, encrypted below here
-	m.mem, err = cache.NewMem(plain, m.MemCapacity/2) // decoded
+	plain := sealer.Over(far)                   // compressed and, on an encrypted volume, encrypted below here
+	m.mem, err = cache.NewMem(plain, m.share()) // decoded
 	if err != nil {
 		return nil, err
 	}
 	return m.outage.Outlast(m.mem), nil // what the file system reads and writes
 }
+
+// share returns what of MemCapacity the cache has, and likewise what is being
+// written and read ahead: three eighths. The rest is for blocks that are on their way,
+// plain and sealed, and for garbage that is not collected yet.
+func (m *Mount) share() int64 { return m.MemCapacity / 8 * 3 }
 
 // away returns for how long the metadata service or the bucket has been out of
 // reach.
@@ -216,7 +221,7 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		service = sealedMeta{m.client}
 	}
 	m.fs = fuse.New(fuse.Config{
-		Meta: service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(m.MemCapacity / 2), Log: m.Log,
+		Meta: service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(m.share()), Log: m.Log,
 		Stats:  func() any { return m.Stats() },
 		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain,
 		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),

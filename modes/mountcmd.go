@@ -96,7 +96,7 @@ func (m *mounting) run(c *cli.Context) error {
 		return m.startBackground(c)
 	}
 	m.Log = m.log.logger(c.App.ErrWriter)
-	limitMemory(m.MemCapacity)
+	limitMemory(m.MemCapacity + 32<<20)
 	return r.fail(m.serve(c.Context, r))
 }
 

@@ -87,7 +87,7 @@ func proxyCommand() *cli.Command {
 			if p.MemCapacity, err = memory.memory(); err != nil {
 				return err
 			}
-			limitMemory(p.MemCapacity)
+			limitMemory(p.MemCapacity + p.MemCapacity/4 + 64<<20)
 			p.Log = l.logger(c.App.ErrWriter)
 			say := func(text string) { p.Log.Warn(text) }
 			if p.Admin, err = access.resolve(c.Context, say, homeFolder("proxy", "credentials.json"), homeFolder("credentials.json")); err != nil {
