@@ -21,6 +21,7 @@ import (
 	"flexfs/cache"
 	"flexfs/fuse"
 	"flexfs/internal/faultnet"
+	"flexfs/internal/leak"
 	"flexfs/meta"
 	"flexfs/meta/engine"
 	"flexfs/meta/tree"
@@ -98,6 +99,7 @@ func New(t testing.TB, opt Options) *World {
 	if os.Getenv("FLEXFS_TEST_DEBUG") != "" {
 		level = slog.LevelDebug
 	}
+	leak.Check(t)
 	w := &World{t: t, opt: opt, bucket: mem.New(t), log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
 	e, err := engine.OpenMemory()
 	w.must("open the engine", err)

@@ -18,6 +18,7 @@ import (
 	"flexfs/admin"
 	"flexfs/cache"
 	"flexfs/internal/faultnet"
+	"flexfs/internal/leak"
 	"flexfs/modes"
 	"flexfs/store/remote"
 )
@@ -39,7 +40,8 @@ type Options struct {
 }
 
 // A Cluster runs until the end of its test, which then makes sure that all
-// blocks of all files are in the bucket and that the metadata is consistent.
+// blocks of all files are in the bucket, that the metadata is consistent, and that
+// no goroutine of ours and no descriptor is left, unless the bucket is a real one.
 type Cluster struct {
 	Client *admin.Client // of an account
 	Volume admin.Volume
@@ -100,6 +102,9 @@ func Start(t testing.TB, opt Options) *Cluster {
 	opt.defaults()
 	c := &Cluster{t: t, opt: opt, dir: t.TempDir(), logs: &testLog{t: t}}
 	t.Cleanup(c.logs.end)
+	if opt.BlockStore == nil { // idle connections to a real one are kept for 15 seconds
+		leak.Check(t)
+	}
 	c.StartAdmin("127.0.0.1:0")
 	t.Cleanup(c.end)
 	c.startMeta("127.0.0.1:0")
