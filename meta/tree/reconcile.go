@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"flexfs/meta"
@@ -21,13 +22,13 @@ type Object struct {
 
 // A Reconciled tells what the objects of a volume's bucket are.
 type Reconciled struct {
-	Objects, Bytes       int64 // all of them
-	Young                int64 // put less than a grace ago, so not looked at
-	Held                 int64 // written by sessions that are alive, which may still commit them
-	Named                int64 // by files, by the past, or by what is going to delete them
-	Strange              int64 // of a session or inode that was never given out: they stay
-	Orphans, OrphanBytes int64 // that nothing names
-	Removed              int64 // of the orphans
+	Objects, Bytes        int64 // all of them
+	Young                 int64 // put less than a grace ago, so not looked at
+	Held                  int64 // written by sessions that are alive, which may still commit them
+	Named                 int64 // by files, by the past, or by what is going to delete them
+	Strange               int64 // of a session or inode that was never given out: they stay
+	Orphans, OrphanBytes  int64 // that nothing names
+	Removed, RemovedBytes int64 // of the orphans
 }
 
 // ErrNoVolume is wrapped by the error of a Reconcile of a volume that the database
@@ -233,7 +234,7 @@ func (w *sweep) conclude(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var refs []BlockRef
+	var orphans []Object
 	for _, o := range w.suspects {
 		if due[o.Ref] {
 			w.out.Named++
@@ -241,20 +242,35 @@ func (w *sweep) conclude(ctx context.Context) error {
 		}
 		w.out.Orphans++
 		w.out.OrphanBytes += o.Size
-		refs = append(refs, o.Ref)
+		orphans = append(orphans, o)
 		if w.show != nil {
 			w.show(o)
 		}
 	}
 	w.suspects = nil
-	for w.remove && len(refs) > 0 {
-		n := min(len(refs), refsPerRecord)
-		if err := w.v.deleteBlocks(ctx, refs[:n]); err != nil {
+	if !w.remove {
+		return nil
+	}
+	for some := range slices.Chunk(orphans, refsPerRecord) {
+		if err := w.removeObjects(ctx, some); err != nil {
 			return err
 		}
-		w.out.Removed += int64(n)
-		refs = refs[n:]
 	}
+	return nil
+}
+
+func (w *sweep) removeObjects(ctx context.Context, list []Object) error {
+	var refs []BlockRef
+	var bytes int64
+	for _, o := range list {
+		refs = append(refs, o.Ref)
+		bytes += o.Size
+	}
+	if err := w.v.deleteBlocks(ctx, refs); err != nil {
+		return err
+	}
+	w.out.Removed += int64(len(list))
+	w.out.RemovedBytes += bytes
 	return nil
 }
 
@@ -333,7 +349,7 @@ func (srv *Server) reconcile(ctx context.Context, v *volume) {
 		log.Warn("what dead mounts left in the bucket stays for now", "err", err)
 	}
 	log.Info("looked for objects that nothing names", "objects", out.Objects, "bytes", out.Bytes,
-		"removed", out.Removed, "removed_bytes", out.OrphanBytes)
+		"removed", out.Removed, "removed_bytes", out.RemovedBytes)
 	if out.Strange > 0 {
 		log.Warn("the bucket has objects of sessions or inodes that this database never gave out; they stay. Was an older copy of the database put back?", "objects", out.Strange)
 	}

@@ -112,7 +112,13 @@ func TestWhatADeadClientLeftIsRemoved(t *testing.T) {
 		if err != nil || dry.Orphans != 2 || dry.Removed != 0 || len(w.bucket) != 3 {
 			t.Errorf("a dry run: %+v, %v; %d objects are left", dry, err, len(w.bucket))
 		}
-		if out := w.reconcile(); out.Removed != 2 || out.Named != 1 || out.OrphanBytes != 20 {
+		w.bucketErr = syscall.EIO
+		away, err := w.srv.Reconcile(t.Context(), testVolume, true, nil)
+		if err == nil || away.OrphanBytes != 20 || away.Removed != 0 || away.RemovedBytes != 0 {
+			t.Errorf("while the bucket deletes nothing: %+v, %v", away, err)
+		}
+		w.bucketErr = nil
+		if out := w.reconcile(); out.Removed != 2 || out.Named != 1 || out.OrphanBytes != 20 || out.RemovedBytes != 20 {
 			t.Errorf("after its end: %+v", out)
 		}
 		w.complete("after its end")
