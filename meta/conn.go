@@ -40,12 +40,17 @@ func newCalls(f *framer, kind byte) *calls {
 // start sends a request. The error wraps errBroken and errNotDone, or is
 // errTooLarge.
 func (c *calls) start(ctx context.Context, req *Request) (*call, error) {
+	return c.startBy(ctx, req, c.send)
+}
+
+// startBy is start with a way to send.
+func (c *calls) startBy(ctx context.Context, req *Request, send func(header, message) error) (*call, error) {
 	k := &call{op: req.Op, sent: time.Now(), reply: make(chan answer, 1)}
 	if err := c.add(k); err != nil {
 		return nil, err
 	}
 	h := header{kind: c.kind, op: req.Op, id: k.id, deadline: deadlineOf(ctx)}
-	if err := c.send(h, req); err == errTooLarge {
+	if err := send(h, req); err == errTooLarge {
 		c.take(k.id)
 		return nil, err
 	} else if err != nil {
@@ -146,11 +151,11 @@ func (c *calls) end() {
 	}
 }
 
-// respond sends the reply to the request of h.
-func (f *framer) respond(h header, kind byte, reply *Reply) {
+// respond sends the reply to the request of h, by send or post.
+func respond(send func(header, message) error, h header, kind byte, reply *Reply) {
 	h.kind, h.deadline = kind, 0
-	if f.send(h, reply) == errTooLarge {
-		f.send(h, &Reply{Errno: syscall.EMSGSIZE, Msg: "the answer does not fit a frame"})
+	if send(h, reply) == errTooLarge {
+		send(h, &Reply{Errno: syscall.EMSGSIZE, Msg: "the answer does not fit a frame"})
 	}
 }
 

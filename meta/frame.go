@@ -63,7 +63,7 @@ const (
 	// to its OpHello, TLS included.
 	handshakeTimeout = 10 * time.Second
 
-	// writeTimeout bounds one write. Then the peer is
+	// writeTimeout bounds one write, by a quarter more at most. Then the peer is
 	// taken for dead.
 	writeTimeout = 30 * time.Second
 
@@ -130,7 +130,8 @@ func deadlineOf(ctx context.Context) uint32 {
 }
 
 // A framer sends and receives frames over a connection. Many may send, one
-// receives. What is sent while a write is under way goes out with the next one.
+// receives. Who finds nobody writing writes itself, which wakes nobody up; what is
+// sent in the meantime is left to the writer, and goes out together.
 type framer struct {
 	nc  net.Conn
 	in  *bufio.Reader
@@ -139,10 +140,14 @@ type framer struct {
 	wake chan struct{} // has one element if the writer has something to do
 	done chan struct{} // closed when the connection is
 
-	mu    sync.Mutex
-	room  sync.Cond // queue has become short, or err is set
-	queue []byte
-	err   error // why the connection is closed
+	until time.Time // the write deadline; of who writes
+
+	mu      sync.Mutex
+	room    sync.Cond // queue has become short, or err is set
+	queue   []byte
+	spare   []byte // the next queue, if nobody writes
+	writing bool   // somebody has taken the queue
+	err     error  // why the connection is closed
 }
 
 func newFramer(nc net.Conn) *framer {
@@ -177,16 +182,33 @@ func (f *framer) reason() error {
 	return f.err
 }
 
-// send queues one frame. It waits while the queue is long. An error other than
-// errTooLarge means that the connection is closed.
+// send sends one frame, at once if nobody else is writing. It waits while the queue
+// is long, and may wait for the peer. An error other than errTooLarge means that the
+// connection is closed. That it is nil does not mean that the frame arrived.
 func (f *framer) send(h header, m message) error {
+	batch, err := f.put(h, m, true)
+	if batch != nil {
+		f.write(batch)
+	}
+	return err
+}
+
+// post is send for those for whom the peer may be waiting: it leaves the frame to
+// the writer.
+func (f *framer) post(h header, m message) error {
+	_, err := f.put(h, m, false)
+	return err
+}
+
+// put queues one frame. The caller must write what it returns.
+func (f *framer) put(h header, m message, write bool) (batch []byte, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for len(f.queue) > maxQueued && f.err == nil {
 		f.room.Wait()
 	}
 	if f.err != nil {
-		return fmt.Errorf("%w: %w", errBroken, f.err)
+		return nil, fmt.Errorf("%w: %w", errBroken, f.err)
 	}
 	start := len(f.queue)
 	f.queue = h.append(f.queue, 0)
@@ -194,47 +216,72 @@ func (f *framer) send(h header, m message) error {
 	n := len(f.queue) - start
 	if n > MaxFrame {
 		f.queue = f.queue[:start]
-		return errTooLarge
+		return nil, errTooLarge
 	}
 	binary.BigEndian.PutUint32(f.queue[start:], uint32(n-4))
+	if write && start == 0 {
+		return f.takeLocked(), nil
+	}
+	f.wakeWriter()
+	return nil, nil
+}
+
+// wakeWriter has the writer look at the queue. f.mu is held.
+func (f *framer) wakeWriter() {
+	if f.writing || len(f.queue) == 0 {
+		return
+	}
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
-// write sends what is queued, until the connection is closed.
-func (f *framer) write() {
-	var spare []byte
+// writeQueued writes what is queued, until the connection is closed.
+func (f *framer) writeQueued() {
 	for {
 		select {
 		case <-f.wake:
 		case <-f.done:
 			return
 		}
-		batch := f.take(spare) // spare is the queue now, whatever batch is
-		if len(batch) > 0 {
-			f.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
-			if _, err := f.nc.Write(batch); err != nil {
-				f.close(fmt.Errorf("meta: %w", err))
-				return
-			}
-		}
-		if spare = batch[:0]; cap(spare) > maxQueued {
-			spare = nil // it has grown for a rare large frame
+		f.mu.Lock()
+		batch := f.takeLocked()
+		f.mu.Unlock()
+		if batch != nil {
+			f.write(batch)
 		}
 	}
 }
 
-// take returns what is queued and makes spare the new queue.
-func (f *framer) take(spare []byte) []byte {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// takeLocked returns what is queued, for write, unless somebody else is writing.
+func (f *framer) takeLocked() []byte {
+	if f.writing || len(f.queue) == 0 {
+		return nil
+	}
+	f.writing = true
 	batch := f.queue
-	f.queue = spare
+	f.queue, f.spare = f.spare[:0], nil
 	f.room.Broadcast()
 	return batch
+}
+
+// write sends what was taken.
+func (f *framer) write(batch []byte) {
+	if now := time.Now(); f.until.Sub(now) < writeTimeout {
+		f.until = now.Add(writeTimeout * 5 / 4) // not for each write: a timer has its price
+		f.nc.SetWriteDeadline(f.until)
+	}
+	if _, err := f.nc.Write(batch); err != nil {
+		f.close(fmt.Errorf("meta: %w", err))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.writing = false
+	if cap(batch) <= maxQueued { // else it has grown for a rare large frame
+		f.spare = batch
+	}
+	f.wakeWriter()
 }
 
 // receive reads one frame. The body is valid until the next call.

@@ -39,7 +39,7 @@ func (l *link) alive() bool {
 // run sends and receives until the connection ends.
 func (l *link) run() {
 	var writer sync.WaitGroup
-	writer.Go(l.write)
+	writer.Go(l.writeQueued)
 	l.close(l.read())
 	l.end()
 	close(l.ended)
@@ -118,7 +118,7 @@ func (l *link) pushed(h header, body []byte) error {
 			reply.Inos = work(req.Invals)
 		}
 		l.pushing.Add(-1)
-		l.respond(h, kindPushReply, reply)
+		respond(l.send, h, kindPushReply, reply)
 	})
 	return nil
 }
@@ -152,7 +152,7 @@ func (l *link) watch() {
 		asked++
 		if time.Until(l.client.LeaseUntil()) <= l.lease*5/6 || asked == clockTicks {
 			asked = 0
-			l.start(context.Background(), &Request{Op: OpPing}) // answered or not: heard and lease tell
+			l.startBy(context.Background(), &Request{Op: OpPing}, l.post) // answered or not: heard and lease tell
 		}
 	}
 }

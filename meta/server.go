@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -27,7 +28,7 @@ const maxConns = 16384
 // connection has no session any more and the request was not done: the client
 // connects again.
 func Serve(ctx context.Context, ln net.Listener, h Handler, log *slog.Logger) error {
-	s := &server{handler: h, log: log, conns: make(map[*serverConn]bool)}
+	s := &server{handler: h, log: log, tasks: make(chan task), conns: make(map[*serverConn]bool)}
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	err := s.accept(ctx, ln)
@@ -43,6 +44,10 @@ type server struct {
 	handler Handler
 	log     *slog.Logger
 	wg      sync.WaitGroup // of connections
+
+	tasks   chan task // to a worker that is idle
+	idle    atomic.Int32
+	workers sync.WaitGroup
 
 	mu    sync.Mutex
 	conns map[*serverConn]bool
@@ -96,6 +101,8 @@ func (s *server) shutdown() {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
+	close(s.tasks)
+	s.workers.Wait()
 }
 
 // States of a serverConn.
@@ -179,7 +186,7 @@ func (c *serverConn) serve() {
 	defer c.server.forget(c)
 	c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout))
 	var writer sync.WaitGroup
-	writer.Go(c.write)
+	writer.Go(c.writeQueued)
 	err := c.read()
 	c.close(err)
 	c.cancel()
@@ -227,26 +234,66 @@ func (c *serverConn) idleTime() time.Duration {
 func (c *serverConn) request(h header, body []byte) error {
 	req, err := parseRequest(h, body)
 	if err != nil {
-		c.respond(h, kindReply, &Reply{Errno: syscall.EBADMSG, Msg: err.Error()})
+		respond(c.post, h, kindReply, &Reply{Errno: syscall.EBADMSG, Msg: err.Error()})
 		return nil
 	}
 	if req.Op == OpCancel {
 		c.cancelWait(req.ID)
-		c.respond(h, kindReply, &Reply{})
+		respond(c.post, h, kindReply, &Reply{})
 		return nil
 	}
 	ctx, done, err := c.admit(h, req)
 	if err != nil {
 		return err
 	}
-	c.wg.Go(func() {
-		reply := c.answer(ctx, req)
-		done()
-		if c.ctx.Err() == nil {
-			c.respond(h, kindReply, reply)
-		}
-	})
+	c.wg.Add(1)
+	c.server.begin(task{c, ctx, h, req, done})
 	return nil
+}
+
+// A task is a request that is to be answered.
+type task struct {
+	conn *serverConn
+	ctx  context.Context
+	h    header
+	req  *Request
+	done func() // counts it out
+}
+
+func (t *task) run() {
+	defer t.conn.wg.Done()
+	reply := t.conn.answer(t.ctx, t.req)
+	t.done()
+	if t.conn.ctx.Err() == nil {
+		respond(t.conn.send, t.h, kindReply, reply)
+	}
+}
+
+// maxIdle bounds the workers that wait for tasks. Those that come back have stacks
+// that have grown already, which is a tenth of the work of a small request.
+const maxIdle = 32
+
+// begin has a task done by a worker.
+func (s *server) begin(t task) {
+	select {
+	case s.tasks <- t:
+	default:
+		s.workers.Go(func() { s.work(t) })
+	}
+}
+
+// work does a task, and then others as long as it is needed.
+func (s *server) work(t task) {
+	for ok := true; ok; {
+		t.run()
+		t = task{}
+		if s.idle.Add(1) > maxIdle {
+			s.idle.Add(-1)
+			return
+		}
+		t, ok = <-s.tasks
+		s.idle.Add(-1)
+	}
 }
 
 // admit counts a request in. The returned function counts it out.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -40,9 +41,7 @@ func newBench(b testing.TB) *bench {
 	if err != nil {
 		b.Fatal(err)
 	}
-	local := meta.Direct(srv, slog.New(slog.DiscardHandler))
-	b.Cleanup(func() { local.Close() })
-	c := meta.NewClient(meta.ClientConfig{Dial: local.Dial, Token: func() string { return "rw:" }, Volume: testVolume})
+	c := meta.NewClient(meta.ClientConfig{Dial: serve(b, srv), Token: func() string { return "rw:" }, Volume: testVolume})
 	if err := c.Connect(context.Background()); err != nil {
 		b.Fatal(err)
 	}
@@ -52,6 +51,22 @@ func newBench(b testing.TB) *bench {
 		w.dirs = append(w.dirs, w.do(b, &meta.Request{Op: meta.OpMake, Ino: meta.Root, Name: fmt.Sprint("d", i), Mode: dirm}).Attr.Ino)
 	}
 	return w
+}
+
+// serve serves h over TCP, and returns how to reach it.
+func serve(t testing.TB, h meta.Handler) func(context.Context) (net.Conn, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error)
+	go func() { served <- meta.Serve(ctx, ln, h, slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() {
+		cancel()
+		<-served
+	})
+	return meta.Dial(ln.Addr().String(), nil)
 }
 
 func (w *bench) do(t testing.TB, req *meta.Request) *meta.Reply {
@@ -87,7 +102,7 @@ func (w *bench) spread(n int, fn func(dir meta.Ino, i int)) {
 	for k, dir := range w.dirs {
 		left.Add(1)
 		go func() {
-			for i := k; i < n; i += callers {
+			for i := k; i < n; i += len(w.dirs) {
 				fn(dir, i)
 			}
 			if left.Add(-1) == 0 {
@@ -96,6 +111,12 @@ func (w *bench) spread(n int, fn func(dir meta.Ino, i int)) {
 		}()
 	}
 	<-done
+}
+
+// alone makes it one caller.
+func (w *bench) alone() *bench {
+	w.dirs = w.dirs[:1]
+	return w
 }
 
 func cpuTime() time.Duration {
@@ -124,6 +145,13 @@ func BenchmarkMake(b *testing.B) {
 
 func BenchmarkCreate(b *testing.B) {
 	w := newBench(b)
+	w.each(b, func(dir meta.Ino, i int) { w.do(b, w.create(dir, i)) })
+}
+
+// BenchmarkCreateAlone is BenchmarkCreate with one caller: what it takes to wake
+// everybody up.
+func BenchmarkCreateAlone(b *testing.B) {
+	w := newBench(b).alone()
 	w.each(b, func(dir meta.Ino, i int) { w.do(b, w.create(dir, i)) })
 }
 
