@@ -79,16 +79,11 @@ func setAttr(req *meta.Request, op *fuseops.SetInodeAttributesOp, now meta.Time)
 
 func (c *call) setattr(in *inode, req *meta.Request) error {
 	fs := c.fs
-	in.mu.Lock()
-	if in.content.wrote { // the commit of earlier writes must not change it back
-		in.content.carry |= req.Set & (meta.SetAtime | meta.SetMtime)
-		if req.Set&meta.SetAtime != 0 {
-			in.content.times.Atime = req.Attr.Atime
-		}
-		if req.Set&meta.SetMtime != 0 {
-			in.content.times.Mtime = req.Attr.Mtime
-		}
+	if c.setHere(in, req) {
+		return nil
 	}
+	in.mu.Lock()
+	in.keepTimes(req)
 	in.mu.Unlock()
 	seq := fs.invals.now()
 	rep, err := c.do(req)
@@ -102,6 +97,21 @@ func (c *call) setattr(in *inode, req *meta.Request) error {
 	return nil
 }
 
+// keepTimes notes times that are set, so that the commit of what was written before
+// does not change them back. in.mu is held.
+func (in *inode) keepTimes(req *meta.Request) {
+	if !in.content.wrote {
+		return
+	}
+	in.content.carry |= req.Set & (meta.SetAtime | meta.SetMtime)
+	if req.Set&meta.SetAtime != 0 {
+		in.content.times.Atime = req.Attr.Atime
+	}
+	if req.Set&meta.SetMtime != 0 {
+		in.content.times.Mtime = req.Attr.Mtime
+	}
+}
+
 // truncate makes the file size bytes long, and clears set-id bits as kill says.
 func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 	fs := c.fs
@@ -112,6 +122,9 @@ func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 		return err
 	}
 	ctx := c.wait()
+	if err := c.fs.tell(ctx, in); err != nil {
+		return err
+	}
 	if err := in.lock(ctx); err != nil {
 		return err
 	}

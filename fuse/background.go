@@ -112,7 +112,8 @@ func (fs *FS) due() []*inode {
 	defer fs.mu.Unlock()
 	for in := range fs.dirty {
 		in.mu.Lock()
-		if in.content.wrote && (short || in.content.since.Before(old)) {
+		wrote := in.content.wrote && (short || in.content.since.Before(old))
+		if wrote || in.making != nil && in.making.since.Before(old) {
 			out = append(out, in)
 		}
 		in.mu.Unlock()

@@ -308,6 +308,10 @@ func (fs *FS) fetchMap(ctx context.Context, in *inode, idx uint32) (meta.Block, 
 func (fs *FS) fetchFrom(ctx context.Context, in *inode, idx uint32) ([]meta.Block, uint64, error) {
 	first := int(idx / mapPage * mapPage)
 	in.mu.Lock()
+	if in.making != nil {
+		in.mu.Unlock()
+		return nil, allBlocks, nil
+	}
 	for _, s := range in.content.known { // no need to hear that again
 		if s.lo <= first && s.hi <= int(idx) {
 			first = max(first, s.hi)

@@ -109,6 +109,7 @@ func (c *call) list(op *fuseops.ReadDirOp, write func([]byte, *dirHandle, *meta.
 	if err != nil {
 		return err
 	}
+	c.within(d.in)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := uint64(op.Offset)

@@ -120,6 +120,7 @@ type FS struct {
 	listedSince int          // entries listed since the last sweep
 	listings    atomic.Int64 // entries in the listings of directories
 
+	numbers  numbers
 	uploads  chan struct{} // an element per upload under way
 	removals chan struct{} // an element per object that is being removed
 	closes   closer
@@ -237,12 +238,21 @@ type call struct {
 
 	work  context.Context
 	stop  func()
+	dirs  [2]*inode  // in which the kernel has something locked for it
 	gated bool       // fs.gate is held for reading
 	given []meta.Ino // lookup counts that the answer gives the kernel
 }
 
 func (fs *FS) newCall(op context.Context, detach func()) *call {
 	return &call{fs: fs, op: op, detach: detach, park: func() {}}
+}
+
+// within notes that the kernel keeps directories locked until the call is answered.
+func (c *call) within(dirs ...*inode) {
+	for i, dir := range dirs {
+		dir.calls.Add(1)
+		c.dirs[i] = dir
+	}
 }
 
 // wait must be called before anything that may wait for a server, the budget or
@@ -288,6 +298,11 @@ func (c *call) end(delivered bool) {
 		c.fs.gate.RUnlock()
 		c.gated = false
 	}
+	for _, dir := range c.dirs {
+		if dir != nil {
+			dir.calls.Add(-1)
+		}
+	}
 	if !delivered {
 		for _, ino := range c.given {
 			c.fs.forget(ino, 1)
@@ -300,6 +315,9 @@ func (c *call) end(delivered bool) {
 
 // do asks the metadata service.
 func (c *call) do(req *meta.Request) (*meta.Reply, error) {
+	if err := c.before(req); err != nil {
+		return nil, err
+	}
 	c.fs.stats.Requests.Add(1)
 	return c.fs.meta.Do(c.wait(), req)
 }

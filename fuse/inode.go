@@ -15,30 +15,36 @@ import (
 // An inode is one that the kernel knows, or that has unwritten data.
 type inode struct {
 	ino     meta.Ino
-	lookups uint64      // the kernel's references; guarded by FS.mu
-	paged   atomic.Bool // the kernel may have pages of it
+	lookups uint64       // the kernel's references; guarded by FS.mu
+	paged   atomic.Bool  // the kernel may have pages of it
+	calls   atomic.Int32 // of a directory: operations in it that are not answered
 
-	mu      sync.Mutex
-	attr    meta.Attr // the last that was told
-	valid   bool      // attr is as on the server, while the lease lasts
-	gone    bool      // its last link is gone: attr is the only thing left to tell
-	opens   int       // open files
-	told    bool      // the service was told that it is in use
-	locks   []meta.Lock
-	asking  map[lockOwner]int      // requests for locks that are under way
-	maybe   map[lockOwner]struct{} // who may hold a lock: the answer was lost
-	lost    map[lockOwner]struct{} // whose locks ended with the session
-	owners  map[uint64]uint64      // of range locks, and the open file that each used last
-	names   map[string]meta.Ino    // of a directory: entries known, 0 is absent
-	entries uint64                 // how many of names are not absent
-	listing *listing               // likewise, all of them; nil: not known
-	walk    *walk                  // of a directory: how programs look at what is in it
-	reads   *walk                  // likewise, and how they read it
-	ahead   bool                   // fetched ahead, and no program has looked at it yet
-	parent  meta.Ino               // where it was found last
-	name    string
-	pages   uint64 // version of the contents that the kernel's pages have
-	content content
+	mu        sync.Mutex
+	attr      meta.Attr // the last that was told
+	valid     bool      // attr is as on the server, while the lease lasts
+	gone      bool      // its last link is gone: attr is the only thing left to tell
+	recalls   uint64    // how often the service asked for the directory back
+	delegated bool      // of a directory: nobody else sees it before we are called back
+	opens     int       // open files
+	told      bool      // the service was told that it is in use
+	locks     []meta.Lock
+	asking    map[lockOwner]int      // requests for locks that are under way
+	maybe     map[lockOwner]struct{} // who may hold a lock: the answer was lost
+	lost      map[lockOwner]struct{} // whose locks ended with the session
+	owners    map[uint64]uint64      // of range locks, and the open file that each used last
+	names     map[string]meta.Ino    // of a directory: entries known, 0 is absent
+	entries   uint64                 // how many of names are not absent
+	complete  bool                   // see allNamed
+	listing   *listing               // likewise, all of them; nil: not known
+	unmade    map[string]*inode      // likewise, those that the service was not told of; see making
+	making    *making                // of a file of which the service was not told
+	walk      *walk                  // of a directory: how programs look at what is in it
+	reads     *walk                  // likewise, and how they read it
+	ahead     bool                   // fetched ahead, and no program has looked at it yet
+	parent    meta.Ino               // where it was found last
+	name      string
+	pages     uint64 // version of the contents that the kernel's pages have
+	content   content
 }
 
 // inode returns the inode, which may be new.
@@ -96,7 +102,7 @@ func (fs *FS) dropLocked(in *inode) bool {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.opens > 0 || in.content.busy() {
+	if in.opens > 0 || in.busy() || len(in.unmade) > 0 {
 		return false
 	}
 	delete(fs.inodes, in.ino)
@@ -107,6 +113,10 @@ func (fs *FS) dropLocked(in *inode) bool {
 	in.forgetListing(fs)
 	return true
 }
+
+// busy reports whether there is anything of the inode that the service does not
+// have. in.mu is held.
+func (in *inode) busy() bool { return in.making != nil || in.content.busy() }
 
 // unname forgets the name under which a dropped inode was found.
 func (fs *FS) unname(in *inode) {
@@ -148,6 +158,7 @@ func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
 	}
 	in.gone = attr.Nlink == 0
 	if !fresh {
+		in.complete = false
 		return
 	}
 	if block != nil {
@@ -192,7 +203,7 @@ func (fs *FS) remember(dir *inode, name string, child *inode, cache bool, seq ui
 // setName notes what a name stands for, and returns by how much the number of
 // names known as absent grew. in.mu is held.
 func (in *inode) setName(name string, ino meta.Ino) int {
-	absent := -in.forgetName(name)
+	absent := -in.takeName(name)
 	if in.names == nil {
 		in.names = map[string]meta.Ino{}
 	}
@@ -204,9 +215,15 @@ func (in *inode) setName(name string, ino meta.Ino) int {
 	return absent
 }
 
-// forgetName returns how many names known as absent it forgot: 1 or 0. in.mu is
-// held.
+// forgetName notes that it is not known what a name stands for, and returns how
+// many names known as absent it forgot: 1 or 0. in.mu is held.
 func (in *inode) forgetName(name string) int {
+	in.complete = false
+	return in.takeName(name)
+}
+
+// takeName is for those who know what the name stands for instead.
+func (in *inode) takeName(name string) int {
 	child, ok := in.names[name]
 	switch {
 	case !ok:
@@ -224,19 +241,28 @@ func (in *inode) forgetName(name string) int {
 // held.
 func (in *inode) forgetAllNames() int {
 	n := len(in.names) - int(in.entries)
-	in.names, in.entries = nil, 0
+	in.names, in.entries, in.complete = nil, 0, false
 	return n
 }
 
 // lacks reports whether it is known that a directory does not have a name:
-// because it was told, or because the names that it is known to have are as many
-// as its attributes count. While the lease lasts both are true, since whatever
-// changes them takes both back. in.mu is held.
+// because it was told, or because all the names are known. in.mu is held.
 func (in *inode) lacks(name string) bool {
 	if child, ok := in.names[name]; ok {
 		return child == 0
 	}
-	return in.valid && in.attr.IsDir() && in.entries == in.attr.Size && name != "." && name != ".."
+	return in.allNamed() && name != "." && name != ".."
+}
+
+// allNamed reports whether every name in a directory is known. It is when those
+// that are known are as many as its attributes count, and stays so: what we change
+// is known, and while the lease lasts whatever others change takes names or
+// attributes back. in.mu is held.
+func (in *inode) allNamed() bool {
+	if in.valid && in.attr.IsDir() && in.entries == in.attr.Size+uint64(len(in.unmade)) {
+		in.complete = true
+	}
+	return in.complete && in.valid
 }
 
 // maxAbsent bounds the names that are remembered as absent. Those that exist
@@ -251,7 +277,7 @@ func (fs *FS) forgetAbsent() {
 		in.mu.Lock()
 		for name, child := range in.names {
 			if child == 0 {
-				in.forgetName(name)
+				in.takeName(name)
 			}
 		}
 		in.mu.Unlock()
@@ -275,7 +301,7 @@ func (fs *FS) forgetNames(dir *inode, names []string) {
 // doubt forgets what a change whose outcome is not known may have changed.
 func (fs *FS) doubt(in *inode, names ...string) {
 	in.mu.Lock()
-	in.valid = false
+	in.valid, in.complete = false, false
 	in.mu.Unlock()
 	fs.forgetNames(in, names)
 }
@@ -285,8 +311,15 @@ func (c *call) attrOf(in *inode) error {
 	fs := c.fs
 	in.mu.Lock()
 	ok := in.valid || in.gone && in.opens == 0 // others may have it open, and change it
+	only := in.making != nil
+	unmade := len(in.unmade) > 0
 	in.mu.Unlock()
-	if ok && fs.leased() {
+	if unmade { // which changes the directory
+		if err := fs.tellAll(c.wait(), in); err != nil {
+			return err
+		}
+	}
+	if only || ok && fs.leased() {
 		return nil
 	}
 	seq := fs.invals.now()

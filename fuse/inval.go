@@ -88,7 +88,8 @@ func (fs *FS) Stale(list []meta.Inval) {
 			continue
 		}
 		in.mu.Lock()
-		in.valid = false
+		in.valid, in.complete = false, false
+		in.recalled()
 		in.forgetListing(fs)
 		if in.gone && v.Attr { // it may have been restored
 			in.regained()
@@ -111,6 +112,7 @@ func (fs *FS) Stale(list []meta.Inval) {
 // Inval makes the kernel forget it too, and returns those of the inodes that
 // are open. It is the Inval of a meta.ClientConfig, called after Stale.
 func (fs *FS) Inval(list []meta.Inval) []meta.Ino {
+	fs.returnDelegated(list)
 	fs.settle()
 	var open []meta.Ino
 	if slices.ContainsFunc(list, fs.listing) {
@@ -137,6 +139,20 @@ func (fs *FS) Inval(list []meta.Inval) []meta.Ino {
 		}
 	}
 	return open
+}
+
+// returnDelegated tells the service of what was made in directories that it asks
+// back.
+func (fs *FS) returnDelegated(list []meta.Inval) {
+	for i := range list {
+		in := fs.known(list[i].Ino)
+		if in == nil {
+			continue
+		}
+		if err := fs.tellAll(fs.ctx, in); err != nil {
+			fs.log.Warn("files that were made here are not known to the service yet", "directory", fs.where(in), "err", err)
+		}
+	}
 }
 
 // movedFrom returns where the kernel knows a directory that v is about, if list
@@ -302,7 +318,7 @@ func (fs *FS) Resume() ([]meta.Ino, []meta.InoLock) {
 	var locks []meta.InoLock
 	for _, in := range fs.dropAll() {
 		in.mu.Lock()
-		if in.opens > 0 || in.content.busy() {
+		if in.opens > 0 || in.busy() {
 			in.told = true
 			open = append(open, in.ino)
 		}
@@ -323,6 +339,7 @@ func (fs *FS) Lost() {
 	n := 0
 	for _, in := range fs.dropAll() {
 		in.mu.Lock()
+		in.recalled()
 		n += len(in.locks)
 		locked := in.loseLocks()
 		in.mu.Unlock()

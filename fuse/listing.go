@@ -57,7 +57,7 @@ func (in *inode) listed(fs *FS) *listing {
 	leased := fs.leased()
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if l := in.listing; l != nil && in.valid && leased && l.change == in.attr.Change {
+	if l := in.listing; l != nil && in.valid && leased && l.change == in.attr.Change && len(in.unmade) == 0 {
 		return l
 	}
 	return nil

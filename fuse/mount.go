@@ -322,12 +322,19 @@ func (k *connection) logged(err error) {
 }
 
 // Names expires names in a directory. If its lock is not free the kernel is
-// told to ask again for all names, which takes no lock.
+// told to ask again for all names, which takes no lock: who waits for the lock
+// cannot even be killed, and while that waits for an operation which this process
+// is to answer, its end would leave all of the mount waiting for ever.
 func (k *connection) Names(dir meta.Ino, names []string) { k.names(dir, names, true) }
 
 func (k *connection) Drop(dir meta.Ino, name string) { k.names(dir, []string{name}, false) }
 
 func (k *connection) names(dir meta.Ino, names []string, expire bool) {
+	in := k.fs.known(dir)
+	free := func() bool { return in == nil || in.calls.Load() == 0 }
+	if !free() && k.allNames() {
+		return
+	}
 	select {
 	case k.slots <- struct{}{}:
 	default:
@@ -339,6 +346,9 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 		defer func() { <-k.slots }()
 		defer close(done)
 		for _, name := range names {
+			if !free() && k.allNames() {
+				return
+			}
 			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name, expire) }))
 		}
 	}()
@@ -351,7 +361,12 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 	}
 }
 
-func (k *connection) AllNames() {
+func (k *connection) AllNames() { k.allNames() }
+
+// allNames reports whether the kernel could do it: Linux before 6.16 cannot.
+func (k *connection) allNames() bool {
 	k.fs.stats.Epochs.Add(1)
-	k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEpoch() }))
+	err := k.notify(func(c *fuse.Connection) error { return c.NotifyEpoch() })
+	k.logged(err)
+	return err == nil
 }

@@ -16,6 +16,7 @@ func (fs *FS) node(id fuseops.InodeID) *inode { return fs.inode(meta.Ino(id)) }
 func (c *call) lookUp(op *fuseops.LookUpInodeOp) error {
 	fs := c.fs
 	dir := fs.node(op.Parent)
+	c.within(dir)
 	if len(op.Name) > meta.MaxName {
 		return syscall.ENAMETOOLONG
 	}
@@ -152,7 +153,7 @@ func (c *call) make(parent fuseops.InodeID, name string, req *meta.Request, e *f
 	}
 	dir := fs.node(parent)
 	req.Op, req.Ino, req.Name = meta.OpMake, dir.ino, name
-	seq := fs.invals.now()
+	seq, recalls := fs.invals.now(), dir.recallCount()
 	rep, err := c.do(req)
 	if err != nil {
 		if !answered(err) {
@@ -160,24 +161,32 @@ func (c *call) make(parent fuseops.InodeID, name string, req *meta.Request, e *f
 		}
 		return nil, err
 	}
+	if rep.Attr.IsDir() {
+		fs.inode(rep.Attr.Ino).delegatedAtBirth(fs, rep, seq)
+	} else {
+		dir.learnDelegated(rep, recalls)
+	}
 	child := c.made(dir, name, rep, seq)
 	c.entry(dir, child, name, e)
 	return child, nil
 }
 
 func (c *call) mkDir(op *fuseops.MkDirOp) error {
-	req := &meta.Request{Mode: unixMode(op.Mode&^os.ModeType | os.ModeDir), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
+	c.within(c.fs.node(op.Parent))
+	req := &meta.Request{Delegate: true, Mode: unixMode(op.Mode&^os.ModeType | os.ModeDir), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
 	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	return err
 }
 
 func (c *call) mkNode(op *fuseops.MkNodeOp) error {
+	c.within(c.fs.node(op.Parent))
 	req := &meta.Request{Mode: unixMode(op.Mode), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Rdev: op.Rdev}
 	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	return err
 }
 
 func (c *call) createSymlink(op *fuseops.CreateSymlinkOp) error {
+	c.within(c.fs.node(op.Parent))
 	if len(op.Target) > meta.MaxTarget {
 		return syscall.ENAMETOOLONG
 	}
@@ -187,11 +196,16 @@ func (c *call) createSymlink(op *fuseops.CreateSymlinkOp) error {
 }
 
 func (c *call) createFile(op *fuseops.CreateFileOp) error {
+	c.within(c.fs.node(op.Parent))
 	flags := uint32(op.OpenFlags)
 	req := &meta.Request{Mode: unixMode(op.Mode &^ os.ModeType), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
 	if op.Tmpfile {
 		return c.createNameless(op, req)
 	}
+	if !c.fs.readOnly() && c.makeHere(op) {
+		return nil
+	}
+	req.Delegate = true
 	in, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	if refusal(err) == syscall.EEXIST && flags&syscall.O_EXCL == 0 {
 		// Somebody was faster. The kernel looks again, and checks whether this
@@ -235,6 +249,7 @@ func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 		return syscall.EROFS
 	}
 	dir, target := fs.node(op.Parent), fs.node(op.Target)
+	c.within(dir)
 	if err := c.beforeName(target); err != nil {
 		return err
 	}
@@ -277,8 +292,10 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 	if fs.readOnly() {
 		return syscall.EROFS
 	}
+	dir := fs.node(parent)
+	c.within(dir)
 	seq := fs.invals.now()
-	rep, err := c.takeOut(op, fs.node(parent), name, seq)
+	rep, err := c.takeOut(op, dir, name, seq)
 	if err == nil && op == meta.OpUnlink {
 		fs.unlinked(&rep.Attr, rep.Cache, seq)
 	}
@@ -372,6 +389,7 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 		return syscall.EINVAL
 	}
 	from, to := fs.node(op.OldParent), fs.node(op.NewParent)
+	c.within(from, to)
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{
 		Op: meta.OpRename, Ino: from.ino, Name: op.OldName, Ino2: to.ino, Name2: op.NewName,

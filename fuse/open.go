@@ -130,8 +130,8 @@ func first(errs ...error) error {
 }
 
 func (c *call) syncFile(op *fuseops.SyncFileOp) error {
-	if op.Directory {
-		return nil // what the service answered is on stable storage
+	if op.Directory { // what the service answered is on stable storage
+		return c.fs.tellAll(c.wait(), c.fs.node(op.Inode))
 	}
 	h, err := c.fs.handle(op.Handle)
 	if err != nil {
@@ -143,7 +143,7 @@ func (c *call) syncFile(op *fuseops.SyncFileOp) error {
 // fsync makes what was written durable and visible, and tells what was lost.
 func (c *call) fsync(h *handle) error {
 	h.in.mu.Lock()
-	idle := !h.in.content.busy()
+	idle := !h.in.busy()
 	h.in.mu.Unlock()
 	var err error
 	if !idle { // of a file without a name, too: it may get one
@@ -155,7 +155,7 @@ func (c *call) fsync(h *handle) error {
 // sync makes what was written to the file durable and visible.
 func (c *call) sync(in *inode) error {
 	in.mu.Lock()
-	idle := !in.content.busy()
+	idle := !in.busy()
 	unlinked := in.gone && in.opens > 0
 	in.mu.Unlock()
 	if idle || unlinked {
@@ -193,7 +193,7 @@ func (fs *FS) closed(in *inode) {
 	if last {
 		in.told = false
 	}
-	dirty := in.content.busy()
+	dirty := in.busy()
 	if last && dirty && !gone {
 		in.content.since = time.Time{} // through mmap, after close(2): write it out soon
 	}

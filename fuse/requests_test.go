@@ -83,9 +83,9 @@ func TestRequestsOfEachCall(t *testing.T) {
 	}{
 		{"mkdir where what is there is not known", func() error { return os.Mkdir(in("d"), 0o755) }, "lookup 1, make 1"},
 		{"mkdir", func() error { return os.Mkdir(in("d/s"), 0o755) }, "make 1"},
-		{"create", func() error { return open("d/f", os.O_CREATE|os.O_EXCL|os.O_RDWR) }, "make 1"},
+		{"create", func() error { return open("d/f", os.O_CREATE|os.O_EXCL|os.O_RDWR) }, "reserve 1"},
 		{"write", func() error { _, err := f.Write([]byte("some")); return err }, ""},
-		{"fsync", func() error { return f.Sync() }, "commit 1"},
+		{"fsync", func() error { return f.Sync() }, "make 1"},
 		{"fsync of nothing", func() error { return f.Sync() }, ""},
 		{"write again", func() error { _, err := f.Write([]byte(" more")); return err }, ""},
 		{"close after a write", func() error { return f.Close() }, "commit 1"},
@@ -131,7 +131,7 @@ func TestRequestsOfEachCall(t *testing.T) {
 		{"rename over another", func() error { return os.Rename(in("d/h"), in("d/l")) }, "rename 1"},
 		{"unlink", func() error { return os.Remove(in("d/l")) }, "unlink 1"},
 		{"rmdir", func() error { return syscall.Rmdir(in("d/s")) }, "rmdir 1"},
-		{"a new file, written and closed", func() error { return os.WriteFile(in("d/n"), []byte("new"), 0o644) }, "make 1, commit 1"},
+		{"a new file, written and closed", func() error { return os.WriteFile(in("d/n"), []byte("new"), 0o644) }, "make 1"},
 		{"statfs", func() error { var st syscall.Statfs_t; return syscall.Statfs(dir, &st) }, "statfs 1"},
 	} {
 		if got := m.during(func() {
@@ -184,9 +184,8 @@ func TestRequestsInAListedDirectory(t *testing.T) {
 	}
 }
 
-// As cp -a does it: per file one request to make it, one for its contents, and
-// one for each of owner, permissions and times, which are durable when the call
-// returns.
+// As cp -a does it: per file one request, which makes it with its contents, owner,
+// permissions and times.
 func TestRequestsOfACopy(t *testing.T) {
 	w := newWorld(t)
 	m, dir := w.counted()
@@ -201,7 +200,7 @@ func TestRequestsOfACopy(t *testing.T) {
 				f.Chown(os.Getuid(), os.Getgid()), f.Chmod(0o644), f.Close()))
 		}
 	})
-	if want := "make 10, setattr 30, commit 10"; got != want {
+	if want := "make 10, reserve 1"; got != want {
 		t.Errorf("copies of 10 files ask for %q, want %q", got, want)
 	}
 }

@@ -411,7 +411,7 @@ func final(e syscall.Errno) bool {
 func (fs *FS) cleaned(in *inode) {
 	fs.mu.Lock()
 	in.mu.Lock()
-	if !in.content.busy() {
+	if !in.busy() {
 		delete(fs.dirty, in)
 	}
 	in.mu.Unlock()
@@ -422,12 +422,18 @@ func (fs *FS) cleaned(in *inode) {
 // flushOnce uploads what is dirty and commits. in is locked for flushing.
 func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
 	in.mu.Lock()
-	wrote, valid := in.content.wrote, in.valid
+	wrote, known := in.content.wrote, in.valid && fs.leased() || in.making != nil
+	tell := in.making != nil && (!wrote || in.making.unsure)
 	in.mu.Unlock()
+	if tell {
+		if err := fs.tell(ctx, in); err != nil {
+			return err
+		}
+	}
 	if !wrote {
 		return nil
 	}
-	if !valid || !fs.leased() { // how large the file is decides where its bytes go
+	if !known { // how large the file is decides where its bytes go
 		if err := fs.refresh(ctx, in); err != nil {
 			return err
 		}
@@ -581,6 +587,9 @@ func (fs *FS) renew(ctx context.Context, in *inode, p *pending) error {
 
 // refresh asks for the inode's attributes.
 func (fs *FS) refresh(ctx context.Context, in *inode) error {
+	if !in.isMade() {
+		return nil
+	}
 	seq := fs.invals.now()
 	fs.stats.Requests.Add(1)
 	rep, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpGetattr, Ino: in.ino})
@@ -641,35 +650,57 @@ func (ct *content) inline(size uint64, limit uint32) bool {
 // commit makes the pending blocks part of the file.
 func (fs *FS) commit(ctx context.Context, in *inode) error {
 	for {
-		req, list, writes := in.commitRequest(fs.blockSize())
-		if req == nil {
-			return nil
-		}
-		seq := fs.invals.now()
-		fs.stats.Requests.Add(1)
-		fs.stats.Commits.Add(1)
-		rep, err := fs.meta.Do(ctx, req)
-		in.mu.Lock()
-		for _, p := range list {
-			p.committing = false
-			p.unsure = err != nil && !answered(err)
-		}
-		switch {
-		case err == nil:
-			fs.committed(in, rep, list, writes, seq)
-		case !answered(err):
-			in.valid = false
-		}
-		more := len(in.content.pend) > 0 && len(list) == meta.MaxCommit
-		in.mu.Unlock()
-		if err != nil || !more {
+		if more, err := fs.commitSome(ctx, in); err != nil || !more {
 			return err
 		}
 	}
 }
 
+// commitSome is commit for as many blocks as one request may have. If the service
+// was not told of the file yet, it is told with them.
+func (fs *FS) commitSome(ctx context.Context, in *inode) (more bool, err error) {
+	m, err := in.toMake(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer m.done()
+	req, list, writes := in.commitRequest(fs.blockSize(), m)
+	if req == nil {
+		return false, nil
+	}
+	var recalls uint64
+	if m != nil {
+		recalls = m.dir.recallCount()
+	}
+	seq := fs.invals.now()
+	fs.stats.Requests.Add(1)
+	fs.stats.Commits.Add(1)
+	rep, err := fs.meta.Do(ctx, req)
+	in.mu.Lock()
+	for _, p := range list {
+		p.committing = false
+		p.unsure = err != nil && !answered(err)
+	}
+	switch {
+	case err == nil:
+		fs.committed(in, rep, list, writes, seq)
+	case !answered(err):
+		in.valid = false
+	}
+	more = len(in.content.pend) > 0 && len(list) == meta.MaxCommit
+	in.mu.Unlock()
+	switch {
+	case m == nil:
+	case err != nil:
+		err = fs.untold(in, m, err)
+	default:
+		fs.told(in, m, rep, seq, recalls)
+	}
+	return more, err
+}
+
 // commitRequest returns the request for what is pending, or nil.
-func (in *inode) commitRequest(bs int) (*meta.Request, []*pending, uint64) {
+func (in *inode) commitRequest(bs int, m *making) (*meta.Request, []*pending, uint64) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	ct := &in.content
@@ -677,6 +708,9 @@ func (in *inode) commitRequest(bs int) (*meta.Request, []*pending, uint64) {
 		return nil, nil, 0
 	}
 	req := &meta.Request{Op: meta.OpCommit, Ino: in.ino, Time: ct.mtime, Set: ct.carry, Attr: ct.times}
+	if m != nil {
+		req = m.request(in)
+	}
 	var list []*pending
 	for _, idx := range sorted(ct.pend) {
 		if len(list) == meta.MaxCommit {

@@ -36,8 +36,8 @@ var (
 // A ClientConfig says what a [Client] needs. Dial, Token and Volume must be
 // set.
 //
-// The callbacks are called by the Client's own goroutines. None of them may
-// wait for a Do: while one runs, no reply may arrive.
+// The callbacks are called by the Client's own goroutines. None of them but Inval
+// may wait for a Do: while one runs, no reply may arrive.
 type ClientConfig struct {
 	// Dial opens a connection to the service, as [Dial] does.
 	Dial func(ctx context.Context) (net.Conn, error)
@@ -57,7 +57,8 @@ type ClientConfig struct {
 	Stale func([]Inval)
 
 	// Inval is called after Stale, in a goroutine of its own. It may take its
-	// time, as the kernel's caches need. Its result, the inodes in use, answers
+	// time, as the kernel's caches need, and may wait for a Do of an OpMake that has the
+	// number of the file. Its result, the inodes in use, answers
 	// the OpInval when it returns. It may be nil: none is in use.
 	Inval func([]Inval) []Ino
 
@@ -352,7 +353,7 @@ func (c *Client) change(ctx context.Context, req *Request, n int) (*Reply, error
 		}
 		if s != l.session {
 			s = nil
-			slots, err = l.session.acquire(ctx, n)
+			slots, err = l.session.acquire(ctx, n, urgent(req))
 			if err == errSessionEnded {
 				continue
 			} else if err != nil {

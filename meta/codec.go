@@ -748,7 +748,8 @@ func (q *Request) fields(b []byte) []byte {
 	b = putUint(b, 34, q.Session)
 	b = putUint(b, 35, uint64(q.Version))
 	b = putUint(b, 36, uint64(q.Umask))
-	return putInt(b, 37, q.At)
+	b = putInt(b, 37, q.At)
+	return putBool(b, 38, q.Delegate)
 }
 
 func (q *Request) field(num uint64, d *decoder) {
@@ -827,6 +828,8 @@ func (q *Request) field(num uint64, d *decoder) {
 		q.Umask = d.uint32()
 	case 37:
 		q.At = d.int64()
+	case 38:
+		q.Delegate = d.bool()
 	}
 }
 
@@ -860,7 +863,8 @@ func (r *Reply) fields(b []byte) []byte {
 	b = putMessage(b, 23, &r.VolumeInfo, false)
 	b = putMessage(b, 24, &r.Time, false)
 	b = putList(b, 25, r.Deleted)
-	return putMessage(b, 26, &r.Next, false)
+	b = putMessage(b, 26, &r.Next, false)
+	return putBool(b, 27, r.Delegated)
 }
 
 func (r *Reply) field(num uint64, d *decoder) {
@@ -918,6 +922,8 @@ func (r *Reply) field(num uint64, d *decoder) {
 		r.Deleted = element(d, r.Deleted)
 	case 26:
 		d.sub(&r.Next)
+	case 27:
+		r.Delegated = d.bool()
 	}
 }
 

@@ -205,7 +205,7 @@ func TestBytesOfTheWireFormat(t *testing.T) {
 func TestOpsKeepTheirNumbers(t *testing.T) {
 	want := strings.Fields("op(0) hello ping bye lookup getattr readdir blocks make link unlink" +
 		" rmdir rename setattr commit punch getxattr listxattr setxattr removexattr statfs" +
-		" getlk setlk cancel close compound inval clone removetree deleted restore op(31)")
+		" getlk setlk cancel close compound inval clone removetree deleted restore reserve op(32)")
 	for i, name := range want {
 		if got := Op(i).String(); got != name {
 			t.Errorf("operation %d is %q, want %q", i, got, name)

@@ -161,6 +161,7 @@ type Inval struct {
 	Data    bool     // contents: block map, pages
 	Entries bool     // the listing of this directory
 	Names   []string // these names in this directory, present or absent, and so its listing
+	// If nothing is set: only that the directory is delegated.
 }
 
 // A Volume is what a session is told about its volume.
@@ -226,6 +227,16 @@ const (
 	// an OpClose ends it: Nlink 0, no Parent.
 	// In a setgid directory the group, and a directory's setgid bit, are
 	// inherited, and so are default ACLs; Umask counts where there are none.
+	//
+	// A regular file may be made with what it was given before the service heard
+	// of it: Ino2 (its number, of an OpReserve), Time (when it was made), Attr (its
+	// Atime, Mtime and Ctime, if the last is set), Blocks and Size as in OpCommit.
+	// If the number has been made already, nothing is done: Existed.
+	//
+	// Delegate: the client asks to have the directory delegated -> Delegated. Then
+	// nobody but its session sees or changes what is in the directory without an
+	// OpInval of it before, which ends that; so it may make regular files there
+	// first, and tell of them later.
 	OpMake
 
 	// OpLink*: Ino (what), Ino2 (directory), Name, Time -> Attr, Parent.
@@ -297,7 +308,8 @@ const (
 	OpCompound
 
 	// OpInval goes from server to client: Invals. The client drops what it and
-	// its kernel cached of them, and then answers -> Inos (those of them that
+	// its kernel cached of them, makes what it has not told of yet in those that
+	// were delegated to it, and then answers -> Inos (those of them that
 	// have open files, so that it is told again). The change that caused it is
 	// acknowledged only after that, or when the client's lease has ended.
 	OpInval
@@ -330,6 +342,10 @@ const (
 	// EBUSY: an OpRemoveTree is still at work in it. The session itself is sent the
 	// OpInval too.
 	OpRestore
+
+	// OpReserve: Limit -> Inos: two, the first of some inode numbers that nobody
+	// else is given, and the one after the last. They need not be used.
+	OpReserve
 )
 
 // SetMask says which values an OpSetattr changes.
@@ -377,6 +393,7 @@ type Request struct {
 	Invals         []Inval
 	Ops            []Request
 	Umask          uint32
+	Delegate       bool
 
 	// Of OpHello.
 	Token, Volume, Secret string
@@ -409,6 +426,7 @@ type Reply struct {
 	Entries         []Entry
 	EOF             bool
 	Existed         bool
+	Delegated       bool
 	Data            []byte
 	Names           []string
 	Lock            Lock

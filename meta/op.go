@@ -34,6 +34,7 @@ var opNames = [...]string{
 	OpRemoveTree:  "removetree",
 	OpDeleted:     "deleted",
 	OpRestore:     "restore",
+	OpReserve:     "reserve",
 }
 
 // String returns the operation's name, like "lookup".

@@ -9,6 +9,13 @@ import (
 // keeps the last answer of each.
 const maxSlots = 128
 
+// urgentSlots are the last ones, which are kept for urgent changes: others may
+// be waiting for them, while all that has the other slots waits for those.
+const urgentSlots = 8
+
+// urgent reports whether a change may be what an OpInval waits for.
+func urgent(req *Request) bool { return req.Op == OpMake && req.Ino2 != 0 }
+
 var errSessionEnded = errors.New("the session has ended")
 
 // A session is what a client keeps as long as the service knows it.
@@ -17,6 +24,7 @@ type session struct {
 	secret string
 
 	free  chan uint16
+	spare chan uint16      // for urgent changes
 	many  chan struct{}    // has an element while somebody takes several slots
 	seq   [maxSlots]uint32 // the last one used; owned by who has the slot
 	ended chan struct{}
@@ -27,17 +35,30 @@ func newSession(id uint64, secret string) *session {
 		id:     id,
 		secret: secret,
 		free:   make(chan uint16, maxSlots),
+		spare:  make(chan uint16, urgentSlots),
 		many:   make(chan struct{}, 1),
 		ended:  make(chan struct{}),
 	}
-	for i := range maxSlots {
-		s.free <- uint16(i)
+	for i := range uint16(maxSlots) {
+		s.pool(i) <- i
 	}
 	return s
 }
 
-// acquire takes n slots.
-func (s *session) acquire(ctx context.Context, n int) ([]uint16, error) {
+// pool is where a slot is while it is free.
+func (s *session) pool(slot uint16) chan uint16 {
+	if slot >= maxSlots-urgentSlots {
+		return s.spare
+	}
+	return s.free
+}
+
+// acquire takes n slots. Urgent is for one.
+func (s *session) acquire(ctx context.Context, n int, urgent bool) ([]uint16, error) {
+	var spare chan uint16
+	if urgent && n == 1 {
+		spare = s.spare
+	}
 	if n > 1 {
 		// Two that each have half of the slots would wait for each other.
 		select {
@@ -51,6 +72,8 @@ func (s *session) acquire(ctx context.Context, n int) ([]uint16, error) {
 	for range n {
 		select {
 		case slot := <-s.free:
+			taken = append(taken, slot)
+		case slot := <-spare:
 			taken = append(taken, slot)
 		case <-s.ended:
 			s.release(taken)
@@ -68,7 +91,7 @@ func (s *session) acquire(ctx context.Context, n int) ([]uint16, error) {
 func (s *session) release(slots []uint16) {
 	for _, slot := range slots {
 		if s.seq[slot] < 1<<32-1 {
-			s.free <- slot
+			s.pool(slot) <- slot
 		}
 	}
 }

@@ -486,6 +486,16 @@ func (c *change) undo() {
 func (c *change) answered(reply *meta.Reply) error {
 	inos := []meta.Ino{reply.Attr.Ino, reply.Parent.Ino, reply.Parent2.Ino, reply.Replaced.Ino}
 	reply.Cache, _ = c.v.hold(c.s, inos)
+	if c.req.Delegate && reply.Cache {
+		dir := reply.Parent.Ino
+		if reply.Attr.IsDir() {
+			dir = reply.Attr.Ino
+		}
+		var err error
+		if reply.Delegated, err = c.delegate(dir); err != nil {
+			return err
+		}
+	}
 	c.s.out(reply)
 	return c.Put(c.v.slotKey(c.s.id, c.req.Slot), encodeSlot(c.req.Seq, reply))
 }

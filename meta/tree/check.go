@@ -539,6 +539,7 @@ func (c *volumeCheck) session(key, value []byte) {
 		c.bad("there is a record of session %d, which is not there", id)
 	case kind == ofOpen && len(rest) == 8:
 		c.opens = append(c.opens, meta.Ino(binary.BigEndian.Uint64(rest)))
+	case kind == ofDelegation && len(rest) == 8 && len(value) == 0:
 	case kind == ofSlot && len(rest) == 2 && len(value) > 4 && binary.BigEndian.Uint16(rest) < slots:
 		if err := reply.Decode(value[4:]); err != nil {
 			c.bad("session %d: %v", id, err)
@@ -563,8 +564,8 @@ func (c *volumeCheck) conclude() {
 			bytes += int64(in.Bytes)
 			count++
 		}
-		if int64(ino) >= c.counters[counterIno] {
-			c.bad("inode %d was not given out; the next is %d", ino, c.counters[counterIno])
+		if next := (nextInos{c.counters[counterIno], c.counters[counterReserved]}); !next.gave(ino) {
+			c.bad("inode %d was not given out; the next are %d and %d", ino, next.ours, next.reserved)
 		}
 		c.contents(in)
 		if in.IsDir() {

@@ -26,14 +26,10 @@ func (s *session) commit(ctx context.Context, req *meta.Request) (*meta.Reply, e
 		if !in.IsRegular() {
 			return nil, refuse(syscall.EINVAL, "inode %d is not a file", req.Ino)
 		}
-		in.Size = max(in.Size, req.Size)
-		for i := range req.Blocks {
-			if err := c.store(in, &req.Blocks[i]); err != nil {
-				return nil, err
-			}
-		}
 		was, ctime := in.Mtime, in.Ctime
-		c.touchData(in)
+		if err := c.contents(in, req); err != nil {
+			return nil, err
+		}
 		if was.Compare(c.time) > 0 && was.Compare(ctime) <= 0 {
 			in.Mtime = was // others changed the file after it was written here
 		}
@@ -43,6 +39,18 @@ func (s *session) commit(ctx context.Context, req *meta.Request) (*meta.Reply, e
 		c.inval(in, true)
 		return &meta.Reply{Attr: in.told()}, nil // who commits has the contents
 	})
+}
+
+// contents makes written blocks part of a file.
+func (c *change) contents(in *loaded, req *meta.Request) error {
+	in.Size = max(in.Size, req.Size)
+	for i := range req.Blocks {
+		if err := c.store(in, &req.Blocks[i]); err != nil {
+			return err
+		}
+	}
+	c.touchData(in)
+	return nil
 }
 
 // checkCommit refuses block records that cannot be.

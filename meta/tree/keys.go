@@ -33,6 +33,8 @@ const (
 	ofOpen    = 'O' // S session O ino(8): has this unlinked inode in use
 	ofSlot    = 'R' // S session R slot(2)
 
+	ofDelegation = 'D' // S session D ino(8): has this directory delegated
+
 	delayedBlocks  = 'b' // G due b ino(8) change(8) part(2): objects to delete
 	delayedBody    = 'c' // G due c ino(8) body(4): block records that a file has shed
 	delayedHistory = 'h' // G due h key-of-H without the volume
@@ -43,12 +45,13 @@ const (
 
 // Names of counters.
 const (
-	counterBytes   = "b" // sum of Bytes of the inodes that have a name, added to
-	counterInodes  = "i" // number of them, added to
-	counterIno     = "n" // next inode number to lease
-	counterSession = "s" // next session number
-	counterPast    = "h" // second since which history is complete; not there: it is not
-	counterSecond  = "t" // the latest second in which something was changed
+	counterBytes    = "b" // sum of Bytes of the inodes that have a name, added to
+	counterInodes   = "i" // number of them, added to
+	counterIno      = "n" // next inode number to lease
+	counterReserved = "r" // likewise, of those that clients give
+	counterSession  = "s" // next session number
+	counterPast     = "h" // second since which history is complete; not there: it is not
+	counterSecond   = "t" // the latest second in which something was changed
 )
 
 func (v *volume) key(table byte) []byte {
@@ -99,6 +102,10 @@ func (v *volume) sessionKey(id uint64, kind byte) []byte {
 
 func (v *volume) openKey(id uint64, ino meta.Ino) []byte {
 	return binary.BigEndian.AppendUint64(v.sessionKey(id, ofOpen), uint64(ino))
+}
+
+func (v *volume) delegationKey(id uint64, dir meta.Ino) []byte {
+	return binary.BigEndian.AppendUint64(v.sessionKey(id, ofDelegation), uint64(dir))
 }
 
 func (v *volume) slotKey(id uint64, slot uint16) []byte {

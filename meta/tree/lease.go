@@ -21,6 +21,7 @@ func (v *volume) hold(s *session, inos []meta.Ino) (ok, fresh bool) {
 	}
 	ok = len(s.holds)+len(inos) <= v.srv.cfg.MaxHeld
 	still := v.unchanging(s, inos)
+	v.endStreaks(s, inos)
 	for _, ino := range inos {
 		if _, held := s.holds[ino]; ino == 0 || held {
 			continue
@@ -102,6 +103,7 @@ func (s *session) connected(conn meta.Conn) bool {
 // answered takes note of the answer to a call-back: a session that was told to
 // drop all that it had of an inode, and does not use it, holds it no more.
 func (v *volume) answered(s *session, invals []meta.Inval, reply *meta.Reply) []meta.Ino {
+	v.undelegate(s, invals)
 	inUse := make([]meta.Ino, len(reply.Inos))
 	for i, ino := range reply.Inos {
 		inUse[i] = s.in(ino)
@@ -125,14 +127,14 @@ func (v *volume) lapse(s *session) {
 // trimStep bounds the inodes of one call-back that makes room.
 const trimStep = 1000
 
-// full returns the sessions that hold nearly as much as they may, and marks
-// them as being trimmed.
+// full returns the sessions that hold nearly as much as they may, or have nearly
+// as many directories delegated, and marks them as being trimmed.
 func (v *volume) full() []*session {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var full []*session
 	for _, s := range v.sessions {
-		if !s.trimming && len(s.holds) > v.srv.cfg.MaxHeld/4*3 {
+		if !s.trimming && (v.holdsMuch(s) || len(s.delegations) > maxDelegations/4*3) {
 			s.trimming = true
 			full = append(full, s)
 		}
@@ -140,16 +142,27 @@ func (v *volume) full() []*session {
 	return full
 }
 
+// holdsMuch reports whether a session holds nearly as much as it may. v.mu is
+// held.
+func (v *volume) holdsMuch(s *session) bool { return len(s.holds) > v.srv.cfg.MaxHeld/4*3 }
+
 // trim asks a session to forget some of what it holds, so that it may cache
-// other things.
+// other things, and to return some of the directories that it has delegated.
 func (v *volume) trim(ctx context.Context, s *session) {
 	v.mu.Lock()
 	var some []meta.Inval
 	for ino := range s.holds {
-		if len(some) >= max(len(s.holds)/4, 1) {
+		if !v.holdsMuch(s) || len(some) >= max(len(s.holds)/4, 1) {
 			break
 		}
 		some = append(some, meta.Inval{Ino: ino, Attr: true, Data: true, Entries: true})
+	}
+	n := len(s.delegations) - maxDelegations/2
+	for dir := range s.delegations {
+		if n--; n < 0 {
+			break
+		}
+		some = append(some, meta.Inval{Ino: dir})
 	}
 	v.mu.Unlock()
 	for step := range slices.Chunk(some, trimStep) {

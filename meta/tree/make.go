@@ -62,17 +62,38 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 	if err := checkMake(req); err != nil {
 		return nil, err
 	}
-	ino, err := s.v.newIno(ctx)
+	if err := s.v.checkCommit(req); err != nil {
+		return nil, err
+	}
+	ino, err := s.number(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return s.change(ctx, req, []meta.Ino{s.in(req.Ino)}, func(c *change) (*meta.Reply, error) {
+	inos := []meta.Ino{s.in(req.Ino)}
+	if req.Ino2 != 0 {
+		inos = append(inos, ino)
+	}
+	born := req.Time
+	if req.Ino2 != 0 { // when the file was made is not when the directory is changed
+		now := *req
+		now.Time = meta.Time{}
+		req = &now
+	}
+	return s.change(ctx, req, inos, func(c *change) (*meta.Reply, error) {
 		dir, err := c.livingDir(req.Ino)
 		if err != nil {
 			return nil, err
 		}
 		if req.Name == "" {
 			return c.makeNameless(ino, dir)
+		}
+		if req.Ino2 != 0 {
+			if err := c.wasReserved(ino); err != nil {
+				return nil, err
+			}
+			if reply, err := c.madeBefore(ino, dir); err != nil || reply != nil {
+				return reply, err
+			}
 		}
 		d, err := c.entry(dir, req.Name)
 		if err != nil {
@@ -89,6 +110,11 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 			return nil, err
 		}
 		c.count(0, 1)
+		if req.Ino2 != 0 {
+			if err := c.fill(in, born, req); err != nil {
+				return nil, err
+			}
+		}
 		return &meta.Reply{Attr: in.told(), Parent: dir.told()}, nil
 	})
 }

@@ -65,6 +65,7 @@ func (n *notice) need(invals []meta.Inval) error {
 		}
 	}
 	for _, inval := range invals {
+		inval.Entries = inval.Entries || len(inval.Names) > 0 && n.v.idle(n.s, inval.Ino)
 		for s := range n.v.holders[inval.Ino] {
 			add(s, inval)
 		}

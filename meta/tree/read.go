@@ -20,11 +20,13 @@ type view struct {
 // read answers from one state of the volume. The session becomes a holder of
 // what it is told before the state is looked at, or else is looked at again: so
 // no change slips in between. Nor does one that the session was told of before
-// it was made.
+// it was made. What others made in directories that are delegated to them is seen:
+// they are called back.
 func (s *session) read(ctx context.Context, fn func(*view) (*meta.Reply, error)) (*meta.Reply, error) {
 	if s.at != 0 {
 		return s.readPast(ctx, fn)
 	}
+	recalled := false
 	for try := 0; ; try++ {
 		var reply *meta.Reply
 		seen, notices := s.v.changes.Load(), s.v.noticesDone()
@@ -40,6 +42,11 @@ func (s *session) read(ctx context.Context, fn func(*view) (*meta.Reply, error))
 			return nil, err
 		}
 		ok, fresh := s.v.hold(s, q.hold)
+		if others := s.v.delegatedTo(s, q.hold); others != nil && !recalled {
+			s.v.recall(ctx, others)
+			recalled = true // what is delegated anew has only what was made since this was asked
+			continue
+		}
 		steady := (!fresh || s.v.changes.Load() == seen) && s.v.noticesDone() == notices
 		if !ok || steady || try == 3 {
 			if reply == nil {

@@ -147,12 +147,12 @@ func (w *sweep) examine(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		nextIno, err := w.v.counter(r, counterIno)
+		next, err := w.v.nextInos(r)
 		if err != nil {
 			return err
 		}
 		for _, o := range batch {
-			if o.Ref.Gen.Session > uint64(lastSession) || o.Ref.Ino >= meta.Ino(nextIno) {
+			if o.Ref.Gen.Session > uint64(lastSession) || !next.gave(o.Ref.Ino) {
 				w.out.Strange++ // an older copy of the database was put back, it seems
 				continue
 			}

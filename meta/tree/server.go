@@ -228,6 +228,8 @@ func (s *session) ask(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 		return s.listxattr(ctx, req)
 	case meta.OpDeleted:
 		return s.deleted(ctx, req)
+	case meta.OpReserve:
+		return s.reserveInos(ctx, req)
 	case meta.OpStatfs:
 		return &meta.Reply{Statfs: s.v.statfs()}, nil
 	case meta.OpGetlk:

@@ -44,8 +44,9 @@ type session struct {
 	changed chan struct{}                 // closed and replaced when conn, fresh or ended change
 	waits   map[uint64]context.CancelFunc // waits for locks, by the requests' IDs
 
-	holds    map[meta.Ino]struct{} // what it may cache; guarded by v.mu, as v.holders
-	trimming bool                  // some of holds is being called back; guarded by v.mu
+	holds       map[meta.Ino]struct{} // what it may cache; guarded by v.mu, as v.holders
+	delegations map[meta.Ino]struct{} // directories; guarded by v.mu, as v.delegated
+	trimming    bool                  // some of holds is being called back; guarded by v.mu
 }
 
 // A sessionRecord is what is stored of a session, as JSON.
@@ -61,7 +62,7 @@ func (v *volume) newSession(id uint64, rec sessionRecord) *session {
 	s := &session{
 		v: v, id: id, secret: rec.Secret, name: rec.Name, root: rec.Root, at: rec.At, write: rec.Write && rec.At == 0,
 		contact: time.Now(), changed: make(chan struct{}), waits: make(map[uint64]context.CancelFunc),
-		holds: make(map[meta.Ino]struct{}),
+		holds: make(map[meta.Ino]struct{}), delegations: make(map[meta.Ino]struct{}),
 	}
 	for i := range s.slots {
 		s.slots[i].busy = make(chan struct{}, 1)
@@ -343,6 +344,15 @@ func (v *volume) forget(s *session, why string) {
 		remove(v.holders, ino, s)
 	}
 	s.holds = make(map[meta.Ino]struct{})
+	for dir := range s.delegations {
+		delete(v.delegated, dir)
+	}
+	for dir, k := range v.streaks {
+		if k.s == s {
+			delete(v.streaks, dir)
+		}
+	}
+	s.delegations = make(map[meta.Ino]struct{})
 	for ino, users := range v.open {
 		if _, ok := users[s]; ok && why != byeReason {
 			v.left[ino] = time.Now().Add(v.srv.cfg.Keep)
@@ -383,6 +393,11 @@ func (v *volume) loadSession(id uint64, kind byte, rest, value []byte) error {
 		return bad
 	case kind == ofOpen && len(rest) == 8:
 		add(v.open, meta.Ino(binary.BigEndian.Uint64(rest)), s)
+		return nil
+	case kind == ofDelegation && len(rest) == 8:
+		dir := meta.Ino(binary.BigEndian.Uint64(rest))
+		v.delegated[dir] = s
+		s.delegations[dir] = struct{}{}
 		return nil
 	case kind == ofSlot && len(rest) == 2 && len(value) >= 4:
 		n := binary.BigEndian.Uint16(rest)

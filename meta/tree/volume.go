@@ -50,6 +50,8 @@ type volume struct {
 	absent          map[*session]struct{} // alive before the server started, and not back
 	holders         map[meta.Ino]map[*session]struct{}
 	changing        map[meta.Ino][]*notice             // of changes under way
+	delegated       map[meta.Ino]*session              // directories
+	streaks         map[meta.Ino]streak                // likewise
 	open            map[meta.Ino]map[*session]struct{} // unlinked inodes in use
 	left            map[meta.Ino]time.Time             // that lost sessions had in use, and until when they are kept
 	nextIno, endIno meta.Ino                           // leased numbers
@@ -90,6 +92,8 @@ func (srv *Server) newVolume(id string, record []byte) (*volume, error) {
 		absent:    make(map[*session]struct{}),
 		holders:   make(map[meta.Ino]map[*session]struct{}),
 		changing:  make(map[meta.Ino][]*notice),
+		delegated: make(map[meta.Ino]*session),
+		streaks:   make(map[meta.Ino]streak),
 		open:      make(map[meta.Ino]map[*session]struct{}),
 		left:      make(map[meta.Ino]time.Time),
 	}
@@ -260,6 +264,25 @@ func (v *volume) newIno(ctx context.Context) (meta.Ino, error) {
 	}
 	v.nextIno, v.endIno = ino+1, ino+inoBatch
 	return ino, nil
+}
+
+// nextInos are the next inode numbers to be given out.
+type nextInos struct{ ours, reserved int64 }
+
+func (v *volume) nextInos(r engine.Reader) (next nextInos, err error) {
+	if next.ours, err = v.counter(r, counterIno); err != nil {
+		return next, err
+	}
+	next.reserved, err = v.counter(r, counterReserved)
+	return next, err
+}
+
+// gave reports whether a number was given out.
+func (n nextInos) gave(ino meta.Ino) bool {
+	if ino >= firstReserved {
+		return int64(ino) < n.reserved
+	}
+	return int64(ino) < n.ours
 }
 
 // reserve counts bytes and inodes, unless that would pass a limit.
