@@ -18,8 +18,9 @@ const (
 )
 
 // writeDirect writes data to f, which is empty, past the page cache where that can
-// be: what is to be synced at once need not be copied there first. Where the memory
-// is not aligned, or the disk cannot, it is an ordinary write.
+// be: what is to be synced at once, or is in memory anyway, need not be copied
+// there. Where the memory is not aligned, or the disk cannot, it is an ordinary
+// write.
 func writeDirect(f *os.File, data []byte) error {
 	n := len(data) &^ (directAlign - 1)
 	if n < minDirect || uintptr(unsafe.Pointer(unsafe.SliceData(data)))%directAlign != 0 || setDirect(f, syscall.O_DIRECT) != nil {

@@ -56,6 +56,10 @@ type DiskConfig struct {
 	// on, and only whole blocks that go by are kept.
 	Whole bool
 
+	// Direct has copies written past the kernel's page cache, which costs a
+	// fraction: for who keeps in memory what was read or written last.
+	Direct bool
+
 	Log *slog.Logger
 }
 
@@ -125,6 +129,7 @@ func OpenDisk(next store.Store, cfg DiskConfig) (*Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache: open disk folder: %w", err)
 	}
+	f.direct = cfg.Direct
 	d, err := newDisk(next, cfg, f)
 	if err != nil {
 		f.Close()
@@ -250,18 +255,33 @@ func absent(err, held error) error {
 
 // Put implements [store.Store].
 func (d *Disk) Put(ctx context.Context, key store.Key, data []byte) error {
+	_, err := d.put(ctx, key, data, bytes.Clone)
+	return err
+}
+
+// Take implements [store.Taker]. What takes much less than its memory is copied.
+func (d *Disk) Take(ctx context.Context, key store.Key, data []byte) (bool, error) {
+	if cap(data) > len(data)+len(data)/8 {
+		return false, d.Put(ctx, key, data)
+	}
+	return d.put(ctx, key, data, func(data []byte) []byte { return data })
+}
+
+// put puts a block below, and has what own makes of data written to the disk. It
+// reports whether it does.
+func (d *Disk) put(ctx context.Context, key store.Key, data []byte, own func([]byte) []byte) (bool, error) {
 	if err := d.next.Put(ctx, key, data); err != nil {
-		return err
+		return false, err
 	}
 	if d.IsDirty(key) {
 		d.Clean(key)
 	}
-	if d.usable() && d.filling.Load()+int64(len(data)) <= maxFilling {
-		d.flights.land(flightKey{key: key}, bytes.Clone(data), func(f *flight) { d.fill(key, f) })
-	} else {
+	if !d.usable() || d.filling.Load()+int64(len(data)) > maxFilling {
 		d.count.dropped.Add(1)
+		return false, nil
 	}
-	return nil
+	d.flights.land(flightKey{key: key}, own(data), func(f *flight) { d.fill(key, f) })
+	return true, nil
 }
 
 // Delete implements [store.Store].

@@ -60,6 +60,7 @@ func TestDiskIsAStore(t *testing.T) {
 	for name, cfg := range map[string]DiskConfig{
 		"roomy":   {Quota: Quota{Bytes: 1 << 30}},
 		"whole":   {Quota: Quota{Bytes: 1 << 30}, Whole: true},
+		"direct":  {Quota: Quota{Bytes: 1 << 30}, Direct: true},
 		"small":   {Quota: Quota{Bytes: 500_000}, Whole: true},
 		"a part":  {Quota: Quota{Percent: 1}, Whole: true},
 		"no room": {Quota: Quota{Bytes: 1}, Whole: true},
@@ -69,6 +70,34 @@ func TestDiskIsAStore(t *testing.T) {
 				cfg.Dir, cfg.Verify = t.TempDir(), anything
 				return openDisk(t, mem.New(t), cfg)
 			})
+		})
+	}
+}
+
+// The disk keeps the buffer of a block that it is given until it is written, unless
+// most of that is empty.
+func TestWhatIsGivenToADiskIsWritten(t *testing.T) {
+	for name, test := range map[string]struct {
+		size, room int
+		taken      bool
+	}{
+		"full":        {1<<20 + 1000, 0, true},
+		"nearly full": {1 << 20, 1 << 16, true},
+		"half full":   {1 << 20, 1 << 20, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := openDisk(t, mem.New(t), DiskConfig{Dir: t.TempDir(), Verify: anything, Direct: true})
+			key := storetest.Key(1)
+			data := append(make([]byte, 0, test.size+test.room), storetest.Data(key, test.size)...)
+			taken, err := store.Give(t.Context(), d, key, data)
+			if err != nil || taken != test.taken {
+				t.Fatalf("Give: %v, %v; want %v", taken, err, test.taken)
+			}
+			d.idle()
+			got, err := d.Get(store.WithLocal(t.Context()), key, 0, -1)
+			if err != nil || !bytes.Equal(got, data) {
+				t.Errorf("the disk has %d bytes of %d: %v", len(got), len(data), err)
+			}
 		})
 	}
 }

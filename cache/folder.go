@@ -107,8 +107,9 @@ type file interface {
 
 // A folder is the real files.
 type folder struct {
-	root string
-	lock *os.File
+	root   string
+	lock   *os.File
+	direct bool // copies, too, are written past the page cache
 }
 
 // openFolder makes the folder if it is not there, takes it for this process, and
@@ -238,7 +239,7 @@ func (d descriptor) size() (int64, error) {
 func (d descriptor) close() error { return os.NewSyscallError("close", syscall.Close(int(d))) }
 
 func (f *folder) write(name string, data []byte) error {
-	tmp, err := f.temp(data, false)
+	tmp, err := f.temp(data, f.direct, false)
 	if err != nil {
 		return err
 	}
@@ -247,7 +248,7 @@ func (f *folder) write(name string, data []byte) error {
 }
 
 func (f *folder) stage(data []byte) (string, error) {
-	tmp, err := f.temp(data, true)
+	tmp, err := f.temp(data, true, true)
 	if err != nil {
 		return "", err
 	}
@@ -261,14 +262,17 @@ func (f *folder) rename(from, to string) error {
 func (f *folder) syncDir(dir string) error { return syncFolder(f.path(dir)) }
 
 // temp makes a file of these bytes and returns its path.
-func (f *folder) temp(data []byte, durable bool) (string, error) {
+func (f *folder) temp(data []byte, direct, durable bool) (string, error) {
 	tmp, err := f.create()
 	if err != nil {
 		return "", err
 	}
-	if !durable {
+	if direct {
+		err = writeDirect(tmp, data)
+	} else {
 		_, err = tmp.Write(data)
-	} else if err = writeDirect(tmp, data); err == nil {
+	}
+	if err == nil && durable {
 		// The size of a file is among what fdatasync makes durable.
 		err = os.NewSyscallError("fdatasync", syscall.Fdatasync(int(tmp.Fd())))
 	}

@@ -133,7 +133,7 @@ func (p *Proxy) close() error {
 // openDisk opens a cache of sealed blocks in folder. whole: a miss fetches the
 // whole block, whatever part of it was asked for.
 func openDisk(next store.Store, folder string, quota cache.Quota, whole bool, log *slog.Logger) (*cache.Disk, error) {
-	return cache.OpenDisk(next, cache.DiskConfig{Dir: folder, Quota: quota, Verify: seal.Verify, Whole: whole, Log: log})
+	return cache.OpenDisk(next, cache.DiskConfig{Dir: folder, Quota: quota, Verify: seal.Verify, Whole: whole, Direct: !whole, Log: log})
 }
 
 // URL returns where clients on this machine reach the proxy.

@@ -46,11 +46,14 @@ func (s *sealed) Put(ctx context.Context, key store.Key, data []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := s.next.Put(ctx, key, b); err != nil {
+	taken, err := store.Give(ctx, s.next, key, b)
+	if err != nil {
 		return err // somebody may still be busy giving up; leave the buffer to them
 	}
-	*p = b
-	s.buffers.Put(p)
+	if !taken {
+		*p = b
+		s.buffers.Put(p)
+	}
 	return nil
 }
 
