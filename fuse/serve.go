@@ -65,13 +65,8 @@ func (s *server) ServeOps(c *fuse.Connection) {
 	s.conn.open(c)
 	s.wg.Add(1)
 	go s.lead(c, 0)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		s.watch(c)
-	}()
+	s.wg.Go(func() { s.watch(c) }) // counted, for it makes leaders: the one that it relieves may just be ending
 	s.wg.Wait()
-	<-watched
 	s.conn.close()
 }
 
