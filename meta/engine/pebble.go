@@ -149,7 +149,7 @@ func (p *Pebble) Update(ctx context.Context, locks [][]byte, fn func(Tx) error) 
 		return nil, err
 	}
 	b := p.db.NewIndexedBatch()
-	tx := transaction{reader: reader{from: b}, b: b, held: held}
+	tx := transaction{reader: reader{from: p.db}, b: b, held: held}
 	err = fn(&tx)
 	tx.close()
 	if err == nil {
@@ -282,7 +282,8 @@ func (p *Pebble) sync() error {
 	}
 }
 
-// A reader is a Reader of a snapshot or a batch.
+// A reader is a Reader of a snapshot, a batch, or the database: what a transaction
+// reads before its first write, it reads there, with less work.
 type reader struct {
 	from interface {
 		Get(key []byte) ([]byte, io.Closer, error)
@@ -396,8 +397,9 @@ type transaction struct {
 	err  error
 }
 
-// wrote checks a write of n bytes that was just made, or refuses it.
+// check refuses a write that is too large, and notes that there is one.
 func (t *transaction) check(key, value []byte) error {
+	t.from = t.b
 	switch {
 	case len(key) > MaxKey:
 		return t.fail(fmt.Errorf("engine: a key of %d bytes is %w", len(key), ErrTooLarge))

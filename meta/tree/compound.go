@@ -73,20 +73,22 @@ func (s *session) parts(ctx context.Context, req *meta.Request) *meta.Reply {
 	out := &meta.Reply{Replies: make([]meta.Reply, 0, len(req.Ops))}
 	var last meta.Ino
 	for i := range req.Ops {
-		op := req.Ops[i]
+		op := &req.Ops[i]
 		if op.Op == meta.OpCompound || op.Op == meta.OpHello || op.Op == meta.OpBye {
 			out.Replies = append(out.Replies, meta.Reply{Errno: syscall.EINVAL, Msg: "not possible in a compound"})
 			return out
 		}
 		if op.Ino == 0 {
-			op.Ino = last
+			of := *op
+			of.Ino = last
+			op = &of
 		}
 		if op.Wait { // as long as others like
 			if err := batchOf(ctx).settle(); err != nil {
-				return s.v.srv.answer(&op, nil, err)
+				return s.v.srv.answer(op, nil, err)
 			}
 		}
-		reply := s.serve(ctx, &op)
+		reply := s.serve(ctx, op)
 		out.Replies = append(out.Replies, *reply)
 		if reply.Errno != 0 {
 			return out

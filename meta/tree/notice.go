@@ -58,9 +58,12 @@ func (*untold) Error() string { return "tree: others cache what is going to chan
 func (n *notice) need(invals []meta.Inval) error {
 	n.v.mu.Lock()
 	defer n.v.mu.Unlock()
-	tasks := make(map[*session][]meta.Inval)
+	var tasks map[*session][]meta.Inval // mostly none
 	add := func(s *session, inval meta.Inval) {
 		if s != n.s && !n.told[toldingOf(s, &inval)] {
+			if tasks == nil {
+				tasks = make(map[*session][]meta.Inval)
+			}
 			tasks[s] = append(tasks[s], inval)
 		}
 	}
@@ -158,6 +161,9 @@ func (v *volume) unchanging(s *session, inos []meta.Ino) bool {
 // them in use. Who did not when the notice came holds them no more, and who asked
 // for them after it holds them again: so those who hold them are asked.
 func (n *notice) keepOrphans(orphans []meta.Ino) error {
+	if len(orphans) == 0 {
+		return nil
+	}
 	tasks := make(map[*session][]meta.Inval)
 	n.v.mu.Lock()
 	for _, ino := range orphans {
