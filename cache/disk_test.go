@@ -879,3 +879,33 @@ func BenchmarkDiskRangeHit(b *testing.B) {
 		b.Errorf("%d misses", s.Misses)
 	}
 }
+
+// Past the page cache, or not where that cannot be: what is read is what was
+// written.
+func TestDirectReadsAreWhole(t *testing.T) {
+	for _, size := range []int64{minDirect - 1, minDirect, minDirect + 1, 1<<20 - 1, 1 << 20, 1<<20 + 333} {
+		f := &folder{root: t.TempDir(), direct: true}
+		want := storetest.Data(storetest.Key(1), int(size))
+		if err := f.write("a", want); err != nil {
+			t.Fatal(err)
+		}
+		file, err := f.open("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.close()
+		for range 2 {
+			got, err := inFile(file, size)(0, -1)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes were written, %d were read (%v), or others", size, len(got), err)
+			}
+			part, err := inFile(file, size)(5, 1000)
+			if err != nil || !bytes.Equal(part, want[5:1005]) {
+				t.Errorf("a part of %d bytes: %d were read (%v), or others", size, len(part), err)
+			}
+		}
+		if _, err := inFile(file, size+5000)(0, -1); !errors.Is(err, store.ErrCorrupt) {
+			t.Errorf("a file that is too short is read: %v", err)
+		}
+	}
+}

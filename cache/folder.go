@@ -183,7 +183,7 @@ func (f *folder) open(name string) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return descriptor(fd), nil
+	return &descriptor{fd, f.direct}, nil
 }
 
 func (f *folder) openFile(name string) (*os.File, error) {
@@ -210,11 +210,23 @@ func openForReading(path string) (fd int, err error) {
 
 // A descriptor is a regular file that is open. An [os.File] would cost two more
 // system calls, to find out that it cannot be polled.
-type descriptor int
+type descriptor struct {
+	fd     int
+	direct bool // much is read past the page cache
+}
 
-func (d descriptor) ReadAt(b []byte, off int64) (n int, err error) {
+func (d *descriptor) ReadAt(b []byte, off int64) (int, error) {
+	if d.direct && off == 0 && len(b) >= minDirect {
+		if n := readDirect(d.fd, b); n == len(b) {
+			return n, nil
+		}
+	}
+	return pread(d.fd, b, off)
+}
+
+func pread(fd int, b []byte, off int64) (n int, err error) {
 	for n < len(b) {
-		m, err := syscall.Pread(int(d), b[n:], off+int64(n))
+		m, err := syscall.Pread(fd, b[n:], off+int64(n))
 		switch {
 		case err == syscall.EINTR:
 		case err != nil:
@@ -228,15 +240,15 @@ func (d descriptor) ReadAt(b []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-func (d descriptor) size() (int64, error) {
+func (d *descriptor) size() (int64, error) {
 	var st syscall.Stat_t
-	if err := syscall.Fstat(int(d), &st); err != nil {
+	if err := syscall.Fstat(d.fd, &st); err != nil {
 		return 0, os.NewSyscallError("fstat", err)
 	}
 	return st.Size, nil
 }
 
-func (d descriptor) close() error { return os.NewSyscallError("close", syscall.Close(int(d))) }
+func (d *descriptor) close() error { return os.NewSyscallError("close", syscall.Close(d.fd)) }
 
 func (f *folder) write(name string, data []byte) error {
 	tmp, err := f.temp(data, f.direct, false)

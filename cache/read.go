@@ -30,7 +30,7 @@ func inFile(f file, size int64) source {
 		if n < 0 || n > size-off {
 			n = size - off
 		}
-		b := make([]byte, n)
+		b := roomy(n)
 		if _, err := f.ReadAt(b, off); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil, fmt.Errorf("%w: the file was cut short", store.ErrCorrupt)

@@ -37,7 +37,7 @@ type Mount struct {
 	Dir    string // the mount point
 	Secret []byte // of an encrypted volume; nil: none. Listen takes it and clears it
 
-	MemCapacity int64  // bytes for blocks, see share
+	MemCapacity int64  // bytes for blocks, see shares
 	DiskFolder  string // for a cache of blocks on disk; "": none
 	DiskQuota   cache.Quota
 
@@ -161,18 +161,27 @@ func (m *Mount) openBlocks(ctx context.Context) (store.Store, error) {
 		}
 		far = m.disk
 	}
-	plain := sealer.Over(far)                   // compressed and, on an encrypted volume, encrypted below here
-	m.mem, err = cache.NewMem(plain, m.share()) // decoded
+	plain := sealer.Over(far) // compressed and, on an encrypted volume, encrypted below here
+	size, _ := m.shares()
+	m.mem, err = cache.NewMem(plain, size) // decoded
 	if err != nil {
 		return nil, err
 	}
 	return m.outage.Outlast(m.mem), nil // what the file system reads and writes
 }
 
-// share returns what of MemCapacity the cache has, and likewise what is being
-// written and read ahead: three eighths. The rest is for blocks that are on their way,
-// plain and sealed, and for garbage that is not collected yet.
-func (m *Mount) share() int64 { return m.MemCapacity / 8 * 3 }
+// maxWriting bounds what a mount has of written and read-ahead data: with more,
+// no bucket is written faster, and the cache can use it.
+const maxWriting = 512 << 20
+
+// shares divides three quarters of MemCapacity between the cache and what is being
+// written and read ahead. The rest is for blocks that are on their way, plain and
+// sealed, and for garbage that is not collected yet.
+func (m *Mount) shares() (cache, writing int64) {
+	all := m.MemCapacity / 4 * 3
+	writing = min(all/2, maxWriting)
+	return all - writing, writing
+}
 
 // away returns for how long the metadata service or the bucket has been out of
 // reach.
@@ -220,8 +229,9 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 	if s.Volume.Encryption {
 		service = sealedMeta{m.client}
 	}
+	_, writing := m.shares()
 	m.fs = fuse.New(fuse.Config{
-		Meta: service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(m.share()), Log: m.Log,
+		Meta: service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(writing), Log: m.Log,
 		Stats:  func() any { return m.Stats() },
 		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain,
 		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),
