@@ -37,6 +37,7 @@ type inode struct {
 	complete  bool                   // see allNamed
 	listing   *listing               // likewise, all of them; nil: not known
 	unmade    map[string]*inode      // likewise, those that the service was not told of; see making
+	lastMade  meta.Time              // when the newest of them was
 	making    *making                // of a file of which the service was not told
 	walk      *walk                  // of a directory: how programs look at what is in it
 	reads     *walk                  // likewise, and how they read it
@@ -139,7 +140,7 @@ func (fs *FS) learn(attr *meta.Attr, block *meta.Block, cache bool, seq uint64) 
 	in := fs.inode(attr.Ino)
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.learn(attr, block, cache && !fs.invals.since(seq, in.ino))
+	in.learn(attr, block, cache && !fs.invals.sinceTold(seq, in.ino))
 	return in
 }
 
@@ -312,13 +313,7 @@ func (c *call) attrOf(in *inode) error {
 	in.mu.Lock()
 	ok := in.valid || in.gone && in.opens == 0 // others may have it open, and change it
 	only := in.making != nil
-	unmade := len(in.unmade) > 0
 	in.mu.Unlock()
-	if unmade { // which changes the directory
-		if err := fs.tellAll(c.wait(), in); err != nil {
-			return err
-		}
-	}
 	if only || ok && fs.leased() {
 		return nil
 	}
@@ -409,6 +404,12 @@ func (c *call) entryUntil(dir *inode, name string, ino meta.Ino) time.Time {
 func (in *inode) current() meta.Attr {
 	a := in.attr
 	in.content.overlay(&a)
+	if n := len(in.unmade); n > 0 {
+		a.Size += uint64(n)
+		if in.lastMade.Compare(a.Ctime) > 0 {
+			a.Mtime, a.Ctime = in.lastMade, in.lastMade
+		}
+	}
 	return a
 }
 

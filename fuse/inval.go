@@ -12,9 +12,15 @@ import (
 // an answer that was asked for before is not cached after.
 type invals struct {
 	mu   sync.Mutex
-	last uint64              // number of the newest
-	all  uint64              // number of the newest that named everything
-	ring [maxInvals]meta.Ino // number i at i % maxInvals
+	last uint64           // number of the newest
+	all  uint64           // number of the newest that named everything
+	ring [maxInvals]stale // number i at i % maxInvals
+}
+
+// A stale is an inode of which something is not true any more.
+type stale struct {
+	ino meta.Ino
+	own bool // because of a change of ours
 }
 
 // maxInvals bounds how far back it is known. A request during which more
@@ -32,7 +38,7 @@ func (v *invals) add(ino meta.Ino) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.last++
-	v.ring[v.last%maxInvals] = ino
+	v.ring[v.last%maxInvals] = stale{ino: ino}
 }
 
 func (v *invals) addAll() {
@@ -40,7 +46,7 @@ func (v *invals) addAll() {
 	defer v.mu.Unlock()
 	v.last++
 	v.all = v.last
-	v.ring[v.last%maxInvals] = 0
+	v.ring[v.last%maxInvals] = stale{}
 }
 
 // own notes a change of ours in a directory, as the service does not: what was
@@ -49,11 +55,11 @@ func (v *invals) addAll() {
 func (v *invals) own(seq uint64, dir meta.Ino) uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.sinceLocked(seq, dir) {
+	if v.sinceLocked(seq, dir, true) {
 		return seq // not at all, then
 	}
 	v.last++
-	v.ring[v.last%maxInvals] = dir
+	v.ring[v.last%maxInvals] = stale{dir, true}
 	return v.last
 }
 
@@ -61,15 +67,23 @@ func (v *invals) own(seq uint64, dir meta.Ino) uint64 {
 func (v *invals) since(seq uint64, ino meta.Ino) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.sinceLocked(seq, ino)
+	return v.sinceLocked(seq, ino, true)
 }
 
-func (v *invals) sinceLocked(seq uint64, ino meta.Ino) bool {
+// sinceTold reports whether the service named ino since seq. It is for attributes:
+// of those that we changed the newest are known by their Change.
+func (v *invals) sinceTold(seq uint64, ino meta.Ino) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.sinceLocked(seq, ino, false)
+}
+
+func (v *invals) sinceLocked(seq uint64, ino meta.Ino, own bool) bool {
 	if v.all > seq || v.last-seq >= maxInvals {
 		return v.last != seq
 	}
 	for i := v.last; i > seq; i-- {
-		if v.ring[i%maxInvals] == ino {
+		if e := v.ring[i%maxInvals]; e.ino == ino && (own || !e.own) {
 			return true
 		}
 	}

@@ -69,7 +69,7 @@ func (c *call) makeHere(op *fuseops.CreateFileOp) bool {
 	in.parent, in.name = dir.ino, op.Name
 	in.mu.Unlock()
 	c.answer()
-	if !fs.makeName(dir, op.Name, in) {
+	if !fs.makeName(dir, op.Name, in, now) {
 		c.unanswer()
 		in.mu.Lock()
 		in.making = nil
@@ -86,7 +86,7 @@ func (c *call) makeHere(op *fuseops.CreateFileOp) bool {
 
 // makeName enters a file that is made here into its directory, unless that may not
 // be any more.
-func (fs *FS) makeName(dir *inode, name string, in *inode) bool {
+func (fs *FS) makeName(dir *inode, name string, in *inode, born meta.Time) bool {
 	dir.mu.Lock()
 	if !dir.mayMake(name) {
 		dir.mu.Unlock()
@@ -96,6 +96,7 @@ func (fs *FS) makeName(dir *inode, name string, in *inode) bool {
 		dir.unmade = map[string]*inode{}
 	}
 	dir.unmade[name] = in
+	dir.lastMade = born
 	absent := dir.setName(name, in.ino)
 	fs.invals.own(fs.invals.now(), dir.ino) // what was asked before does not know it
 	dir.mu.Unlock()
@@ -182,10 +183,10 @@ func (fs *FS) told(in *inode, m *making, rep *meta.Reply, seq, recalls uint64) {
 	in.making = nil
 	in.mu.Unlock()
 	m.dir.mu.Lock()
-	delete(m.dir.unmade, m.name)
+	delete(m.dir.unmade, m.name) // which counts in the directory's size from here on
+	m.dir.learn(&rep.Parent, nil, rep.Cache && !fs.invals.sinceTold(seq, m.dir.ino))
 	m.dir.mu.Unlock()
 	m.dir.learnDelegated(rep, recalls)
-	fs.learnParent(&rep.Parent, rep.Cache, seq)
 	fs.cleaned(in)
 }
 

@@ -205,6 +205,29 @@ func TestRequestsOfACopy(t *testing.T) {
 	}
 }
 
+// So it is when many make files in one directory at the same time.
+func TestRequestsOfManyWhoMakeFiles(t *testing.T) {
+	w := newWorld(t)
+	m, dir := w.counted()
+	must(t, "mkdir", os.Mkdir(filepath.Join(dir, "d"), 0o755))
+	got := m.during(func() {
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				for j := range 20 {
+					if err := os.WriteFile(filepath.Join(dir, "d", fmt.Sprint(i, " ", j)), []byte("contents"), 0o644); err != nil {
+						t.Errorf("write: %v", err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	})
+	if want := "make 160, reserve 1"; got != want {
+		t.Errorf("160 files ask for %q, want %q", got, want)
+	}
+}
+
 // What was looked at and has not changed since costs no request when it is looked
 // at again: neither to the metadata service nor to the bucket. And what changes is
 // asked for.

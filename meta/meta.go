@@ -229,8 +229,9 @@ const (
 	// inherited, and so are default ACLs; Umask counts where there are none.
 	//
 	// A regular file may be made with what it was given before the service heard
-	// of it: Ino2 (its number, of an OpReserve), Time (when it was made), Attr (its
-	// Atime, Mtime and Ctime, if the last is set), Blocks and Size as in OpCommit.
+	// of it: Ino2 (its number, of an OpReserve), Time (when it was made, and so when
+	// the directory was changed), Attr (its Atime, Mtime and Ctime, if the last is
+	// set), Blocks and Size as in OpCommit.
 	// If the number has been made already, nothing is done: Existed.
 	//
 	// Delegate: the client asks to have the directory delegated -> Delegated. Then

@@ -216,6 +216,18 @@ func (c *change) madeBefore(ino meta.Ino, dir *loaded) (*meta.Reply, error) {
 	return &meta.Reply{Attr: in.told(), Parent: dir.told(), Existed: true}, nil
 }
 
+// madeAt gives a directory the times that it would have if it had been told of a
+// file when that was made. was is what it was before.
+func (c *change) madeAt(dir *loaded, was *meta.Attr, born meta.Time) {
+	switch {
+	case born == (meta.Time{}) || born.Compare(c.time) > 0:
+	case born.Compare(was.Ctime) < 0: // changed since
+		dir.Mtime, dir.Ctime = was.Mtime, was.Ctime
+	default:
+		dir.Mtime, dir.Ctime = born, born
+	}
+}
+
 // fill gives a file that is being made what it was given before.
 func (c *change) fill(in *loaded, born meta.Time, req *meta.Request) error {
 	if len(req.Blocks) > 0 || req.Size > 0 {

@@ -74,7 +74,7 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 		inos = append(inos, ino)
 	}
 	born := req.Time
-	if req.Ino2 != 0 { // when the file was made is not when the directory is changed
+	if req.Ino2 != 0 {
 		now := *req
 		now.Time = meta.Time{}
 		req = &now
@@ -106,11 +106,13 @@ func (s *session) make(ctx context.Context, req *meta.Request) (*meta.Reply, err
 		if err != nil {
 			return nil, err
 		}
+		was := dir.Attr
 		if err := c.enter(dir, req.Name, in); err != nil {
 			return nil, err
 		}
 		c.count(0, 1)
 		if req.Ino2 != 0 {
+			c.madeAt(dir, &was, born)
 			if err := c.fill(in, born, req); err != nil {
 				return nil, err
 			}
