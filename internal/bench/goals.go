@@ -19,9 +19,31 @@ var goalFigures = map[string]func(*figure) float64{
 // goals are those of rows, by their name, on two cores and with a bucket that is
 // near.
 var goals = map[string][]goal{
-	"random read 4 KiB, warm, 1 job":  {{of: "value", atLeast: 20000}},
-	"random read 4 KiB, warm, 8 jobs": {{of: "value", atLeast: 45000}},
-	"sequential read, warm":           {{of: "fetched", atMost: 0.01}},
+	"create 4 KiB, 1 thread":        {{of: "value", atLeast: 2000}},
+	"create 4 KiB, 8 threads":       {{of: "value", atLeast: 5000}},
+	"read 4 KiB, cold, 1 thread":    {{of: "value", atLeast: 2500}},
+	"read 4 KiB, cold, 8 threads":   {{of: "value", atLeast: 5000}},
+	"read 4 KiB, warm, 1 thread":    {{of: "value", atLeast: 4000}},
+	"read 4 KiB, warm, 8 threads":   {{of: "value", atLeast: 7500}},
+	"stat, cold, 1 thread":          {{of: "value", atLeast: 4500}},
+	"stat, cold, 8 threads":         {{of: "value", atLeast: 11000}},
+	"readdir+lstat, cold, 1 thread": {{of: "value", atLeast: 100_000}},
+	"delete, 1 thread":              {{of: "value", atLeast: 2500}},
+	"delete, 8 threads":             {{of: "value", atLeast: 7000}},
+
+	"random read 4 KiB, cold, 1 job":  {{of: "value", atLeast: 1500}, {of: "fetched", atMost: 40}},
+	"random read 4 KiB, warm, 1 job":  {{of: "value", atLeast: 20_000}, {of: "cpuPerOp", atMost: 25e-6}},
+	"random read 4 KiB, warm, 8 jobs": {{of: "value", atLeast: 45_000}, {of: "cpuPerOp", atMost: 25e-6}},
+	"sequential write, fsync":         {{of: "value", atLeast: 400}, {of: "cpuPerGiB", atMost: 1.2}},
+	"sequential read, cold":           {{of: "value", atLeast: 700}, {of: "cpuPerGiB", atMost: 1.2}},
+	"sequential read, warm":           {{of: "value", atLeast: 1300}, {of: "cpuPerGiB", atMost: 1.2}, {of: "fetched", atMost: 0.01}},
+
+	"untar":            {{of: "value", atMost: 4}},
+	"grep -r, cold":    {{of: "value", atMost: 2}},
+	"grep -r, warm":    {{of: "value", atMost: 0.5}},
+	"git clone":        {{of: "value", atMost: 4}},
+	"git status, cold": {{of: "value", atMost: 0.4}},
+	"memory at rest":   {{of: "value", atMost: 60}},
 }
 
 // A goalResult is a goal and whether it is reached.
