@@ -53,13 +53,13 @@ func (c *credit) contents() int64 {
 
 // recordWorth is what the record of a block counts for in bytes of contents: who
 // has it saves a request.
-const recordWorth = 4096
+const recordWorth = 512
 
 // learnEntries takes over a part of a directory. ahead says that no program asked
 // for it.
 func (fs *FS) learnEntries(dir *inode, rep *meta.Reply, seq uint64, ahead bool) {
 	fs.learnParent(&rep.Attr, rep.Cache, seq)
-	bytes := int64(0)
+	bytes, blocks := int64(0), []next(nil)
 	for i := range rep.Entries {
 		e := &rep.Entries[i]
 		dir.mu.Lock()
@@ -76,9 +76,22 @@ func (fs *FS) learnEntries(dir *inode, rep *meta.Reply, seq uint64, ahead bool) 
 		}
 		child.mu.Unlock()
 		fs.remember(dir, e.Name, child, rep.Cache, seq)
-		if e.Block != nil && len(e.Block.Data) > 0 {
+		switch {
+		case e.Block == nil:
+		case e.Block.Inline:
 			fs.stock.keep(child, int64(len(e.Block.Data)))
+		case !had && e.Block.Len <= wholeFile:
+			blocks = append(blocks, next{name: e.Name, in: child, block: e.Block})
 		}
+	}
+	if len(blocks) > 0 {
+		dir.mu.Lock()
+		w := walked(&dir.reads)
+		if n := len(w.next); n > 0 && w.next[n-1].name < blocks[0].name && n < laterPage {
+			blocks = append(w.next, blocks...)
+		}
+		w.next = blocks
+		dir.mu.Unlock()
 	}
 	fs.credit.bytes.Add(-bytes)
 	fs.sweepListed(len(rep.Entries))
@@ -99,7 +112,69 @@ func (fs *FS) readAt(in *inode, n int64) {
 	in.mu.Unlock()
 	if dir := fs.known(parent); dir != nil {
 		fs.cameFor(dir, name)
+		fs.fetchBlocks(dir, name)
 	}
+}
+
+// A next is a file of one block that is in the bucket, and of which the service
+// told with a listing.
+type next struct {
+	name  string
+	in    *inode
+	block *meta.Block
+}
+
+// maxNext bounds the files whose blocks are being fetched ahead, and how far ahead
+// they are.
+const maxNext = 8
+
+// fetchBlocks fetches the blocks of the files that come after one which is read.
+func (fs *FS) fetchBlocks(dir *inode, name string) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	w := dir.reads
+	if w == nil {
+		return
+	}
+	for len(w.next) > 0 && w.next[0].name <= name {
+		w.next = w.next[1:]
+	}
+	for i := range min(maxNext, len(w.next)) {
+		if f := &w.next[i]; f.block != nil {
+			if !fs.fetchBlock(f.in, f.block) {
+				return
+			}
+			f.block = nil
+		}
+	}
+}
+
+// fetchBlock fetches a block into the memory for blocks. It reports whether there
+// was room for that, and a credit.
+func (fs *FS) fetchBlock(in *inode, b *meta.Block) bool {
+	n := int64(b.Len)
+	if fs.credit.bytes.Load() < n || !fs.budget.tryAhead(n) {
+		return false
+	}
+	select {
+	case fs.fetches <- struct{}{}:
+	default:
+		fs.budget.releaseAhead(n)
+		return false
+	}
+	fs.credit.bytes.Add(-n)
+	fs.stats.Ahead.Add(1)
+	go func() {
+		defer func() { <-fs.fetches; fs.budget.releaseAhead(n) }()
+		in.mu.Lock()
+		if in.content.ahead > 0 { // it has not been read yet
+			in.content.ahead += n
+		}
+		in.mu.Unlock()
+		// Who wants it and does not find it learns what the matter is.
+		_, _ = fs.blocks.Get(fs.ctx, fs.key(in, b), 0, -1)
+	}()
+	return true
 }
 
 // A stock bounds the contents that came with listings, which are in the block maps
@@ -110,6 +185,8 @@ type stock struct {
 	mu    sync.Mutex
 	queue []portion
 	size  int64 // of all, taken from the budget
+
+	closed bool
 }
 
 // A portion is the contents of one inode.
@@ -129,7 +206,7 @@ func (s *stock) keep(in *inode, size int64) {
 		s.budget.releaseAhead(s.queue[0].size)
 		s.queue = s.queue[1:]
 	}
-	if s.budget.tryAhead(size) {
+	if !s.closed && s.budget.tryAhead(size) {
 		s.queue = append(s.queue, portion{in, size})
 		s.size += size
 	} else {
@@ -150,5 +227,5 @@ func (s *stock) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.budget.releaseAhead(s.size)
-	s.queue, s.size = nil, 0
+	s.queue, s.size, s.closed = nil, 0, true
 }

@@ -113,9 +113,10 @@ type FS struct {
 	lastID  uint64
 	absent  int // names known to be absent, in all directories
 
-	credit *credit
-	stock  stock
-	pages  chan struct{} // an element per page that is fetched ahead
+	credit  *credit
+	stock   stock
+	pages   chan struct{} // an element per page that is fetched ahead
+	fetches chan struct{} // and per block of a file that is likely to be read next
 
 	listedSince int          // entries listed since the last sweep
 	listings    atomic.Int64 // entries in the listings of directories
@@ -206,6 +207,7 @@ func New(cfg Config) *FS {
 		credit:   newCredit(),
 		stock:    stock{budget: cfg.Budget},
 		pages:    make(chan struct{}, maxPages),
+		fetches:  make(chan struct{}, maxNext),
 
 		spaceEvery: spaceEvery,
 	}

@@ -121,13 +121,16 @@ func (in *inode) busy() bool { return in.making != nil || in.content.busy() }
 
 // unname forgets the name under which a dropped inode was found.
 func (fs *FS) unname(in *inode) {
-	dir := fs.known(in.parent)
-	if dir == nil || in.parent == 0 {
+	in.mu.Lock()
+	parent, name := in.parent, in.name
+	in.mu.Unlock()
+	dir := fs.known(parent)
+	if dir == nil || parent == 0 {
 		return
 	}
 	dir.mu.Lock()
-	if dir.names[in.name] == in.ino {
-		dir.forgetName(in.name)
+	if dir.names[name] == in.ino {
+		dir.forgetName(name)
 	}
 	dir.mu.Unlock()
 }

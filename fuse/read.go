@@ -138,7 +138,7 @@ func (c *call) fetchObject(in *inode, s *stream, base *meta.Block, lo, hi int, s
 	if b, ok := s.take(c, base); ok {
 		return store.Clip(b, int64(lo), int64(n)), nil
 	}
-	if sequential || base.Len <= wholeBelow { // all of it will be wanted
+	if sequential || base.Len <= wholeBelow || base.Index == 0 && lo == 0 && base.Len <= wholeFile { // all of it will be wanted
 		b, err := c.fs.blocks.Get(c.wait(), c.fs.key(in, base), 0, -1)
 		if err != nil {
 			return nil, err
@@ -151,6 +151,9 @@ func (c *call) fetchObject(in *inode, s *stream, base *meta.Block, lo, hi int, s
 // wholeBelow is the size up to which a block is always read as a whole: a
 // request more costs more than these bytes.
 const wholeBelow = 256 << 10
+
+// wholeFile is that for a file that is read from its beginning.
+const wholeFile = 1 << 20
 
 // layer is what was written and not committed of a part of a block.
 type layer struct {

@@ -51,13 +51,18 @@ func (m *countingMeta) during(f func()) string {
 
 // counted mounts w with its requests counted.
 func (w *world) counted() (*countingMeta, string) {
+	_, m, dir := w.counting()
+	return m, dir
+}
+
+func (w *world) counting() (*FS, *countingMeta, string) {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		w.t.Skip("there is no /dev/fuse")
 	}
 	fs := w.newFS("counted", Config{})
 	m := &countingMeta{Meta: fs.meta, ops: map[meta.Op]int{}}
 	fs.meta = m
-	return m, w.mountFS(fs)
+	return fs, m, w.mountFS(fs)
 }
 
 // What each call of a program asks the metadata service for. A call that begins

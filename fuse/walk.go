@@ -27,6 +27,7 @@ type walk struct {
 	rising int    // how many of them, up to the last, came in the order of names
 	need   int    // how many of those are reason for a page
 	opened int    // files that were opened for reading meanwhile
+	next   []next // files that are read after the last, as a guess
 	judged bool   // need says what page was worth
 }
 
@@ -63,7 +64,7 @@ const (
 	firstContents = 128 << 10 // bytes that come along with the first page
 	laterContents = 1 << 20   // bytes that come along with a later one, at most
 
-	usualContents = 8 << 10 // of an entry, as a guess
+	usualContents = 4 << 10 // of an entry, as a guess
 
 	// maxPages bounds the pages that are on their way.
 	maxPages = 8

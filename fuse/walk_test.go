@@ -98,7 +98,10 @@ func TestAReadOfEveryFileCostsFewRequests(t *testing.T) {
 		if n := fs.Stats().Requests.Load() - asked; n > 30 {
 			t.Errorf("reading %d files costs %d requests, listed before: %v", files, n, listed)
 		}
-		if used, most := fs.stock.size, fs.budget.max/8; used > most {
+		fs.stock.mu.Lock()
+		used, most := fs.stock.size, fs.budget.max/8
+		fs.stock.mu.Unlock()
+		if used > most {
 			t.Errorf("%d bytes of contents are kept that came ahead, more than %d", used, most)
 		}
 	}
@@ -146,7 +149,7 @@ func TestRequestsOfAReadOfOneBlock(t *testing.T) {
 	for i := range 20 {
 		put(t, filepath.Join(other, "d", stable(i)), want)
 	}
-	m, dir := w.counted()
+	fs, m, dir := w.counting()
 	gets := func() int {
 		w.bucket.mu.Lock()
 		defer w.bucket.mu.Unlock()
@@ -159,11 +162,19 @@ func TestRequestsOfAReadOfOneBlock(t *testing.T) {
 	if n := gets() - before; n != 1 {
 		t.Errorf("a read of one file costs %d requests to the bucket", n)
 	}
-	if got := m.during(func() {
+	asked := fs.Stats().Requests.Load()
+	got := m.during(func() {
 		for i := range 20 {
 			expect(t, "all", filepath.Join(dir, "d", stable(i)), want)
+			if i == 10 {
+				waitFor(fs.fetches)
+				if n := gets() - before; n <= 11 {
+					t.Errorf("the bucket was asked for %d blocks when 11 files were read: for none ahead", n)
+				}
+			}
 		}
-	}); got != "lookup 2, readdir 1" && got != "lookup 1, readdir 1" {
+	})
+	if n := fs.Stats().Requests.Load() - asked; n > 6 {
 		t.Errorf("a read of 20 files asks for %q", got)
 	}
 	if n := gets() - before; n != 20 {
@@ -200,19 +211,19 @@ func TestAFewNamesOfAHugeDirectoryAreNotAllOfIt(t *testing.T) {
 			t.Fatal("a file is not there")
 		}
 	}
-	waitPages(fs)
+	waitFor(fs.pages)
 	if most := 10 * firstPage; entries > most {
 		t.Errorf("%d entries were fetched for %d looks, more than %d", entries, looks, most)
 	}
 }
 
-// waitPages waits until nothing is being fetched ahead.
-func waitPages(fs *FS) {
-	for range maxPages {
-		fs.pages <- struct{}{}
+// waitFor waits until nobody has an element in slots.
+func waitFor(slots chan struct{}) {
+	for range cap(slots) {
+		slots <- struct{}{}
 	}
-	for range maxPages {
-		<-fs.pages
+	for range cap(slots) {
+		<-slots
 	}
 }
 
@@ -294,7 +305,7 @@ func TestAChangeElsewhereBehindTheReaderOfADirectoryIsSeen(t *testing.T) {
 	for _, e := range getdents(t, int(f.Fd()), 4096) {
 		seen[e.name] = true
 	}
-	waitPages(fs)
+	waitFor(fs.pages)
 	rep, err := other.meta.Do(t.Context(), &meta.Request{Op: meta.OpLookup, Ino: meta.Root, Name: "d"})
 	must(t, "lookup", err)
 	for _, change := range []*meta.Request{
