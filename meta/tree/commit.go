@@ -100,9 +100,12 @@ func (v *volume) checkBlock(k *meta.Block) error {
 
 // store makes a block part of a file, whose size counts it already.
 func (c *change) store(in *loaded, k *meta.Block) error {
-	old, err := c.v.block(c, &in.inode, k.Index)
-	if err != nil {
-		return err
+	var old *meta.Block
+	if in.old != nil { // else the change itself makes the file
+		var err error
+		if old, err = c.v.block(c, &in.inode, k.Index); err != nil {
+			return err
+		}
 	}
 	if err := checkBase(k, old); err != nil {
 		return err

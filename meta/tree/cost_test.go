@@ -104,6 +104,12 @@ func TestWhatAnOperationAsksOfTheEngine(t *testing.T) {
 				{Op: meta.OpCommit, Slot: 8, Seq: 1, Size: 512, Blocks: []meta.Block{c.inline(contents)}},
 			}})
 		}},
+		{name: "a small file that was made by the client", want: cost{gets: 3, writes: 10, updates: 1, waits: 1, bytes: 1074}, second: true, do: func(c *client, dir, _ meta.Ino) {
+			c.ok(&meta.Request{
+				Op: meta.OpMake, Slot: 7, Seq: 1, Ino: dir, Name: "new", Mode: reg, Ino2: c.reserved, Delegate: true,
+				Size: 512, Blocks: []meta.Block{c.inline(contents)},
+			})
+		}},
 		{name: "chmod", want: cost{gets: 1, writes: 4, updates: 1, waits: 1, bytes: 375}, old: true, do: func(c *client, _, file meta.Ino) {
 			c.ok(&meta.Request{Op: meta.OpSetattr, Ino: file, Set: meta.SetMode, Attr: meta.Attr{Mode: 0o600}})
 		}},
@@ -132,6 +138,7 @@ func TestWhatAnOperationAsksOfTheEngine(t *testing.T) {
 				if tc.second {
 					c.file(dir, "other")
 				}
+				c.reserved = c.numbers(1)
 				m := &tally{Engine: w.engine}
 				w.srv.cfg.Engine = m
 				tc.do(c, dir, file)

@@ -179,6 +179,7 @@ func (s *session) reserveInos(ctx context.Context, req *meta.Request) (*meta.Rep
 	if err := s.v.srv.durable(commit); err != nil {
 		return nil, err
 	}
+	s.v.reserved.Store(first + n)
 	return &meta.Reply{Inos: []meta.Ino{meta.Ino(first), meta.Ino(first + n)}}, nil
 }
 
@@ -195,11 +196,18 @@ func (s *session) number(ctx context.Context, req *meta.Request) (meta.Ino, erro
 
 // wasReserved refuses a number that was not given to a client.
 func (c *change) wasReserved(ino meta.Ino) error {
-	n, err := c.v.counter(c, counterReserved)
-	if err == nil && ino >= meta.Ino(n) {
-		err = refuse(syscall.EINVAL, "inode %d was not reserved", ino)
+	if ino < meta.Ino(c.v.reserved.Load()) {
+		return nil
 	}
-	return err
+	n, err := c.v.counter(c, counterReserved)
+	if err != nil {
+		return err
+	}
+	c.v.reserved.Store(n)
+	if ino >= meta.Ino(n) {
+		return refuse(syscall.EINVAL, "inode %d was not reserved", ino)
+	}
+	return nil
 }
 
 // madeBefore answers an OpMake that was done already, and of which the client did

@@ -157,6 +157,8 @@ type client struct {
 	secret string
 	seq    [slots]uint32
 	gen    uint64
+
+	reserved meta.Ino // a number, if a test asked for one
 }
 
 // A fakeConn is the client's end of a connection.

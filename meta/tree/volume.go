@@ -33,7 +33,8 @@ type volume struct {
 	// its holders are looked up.
 	changes atomic.Uint64
 
-	leasing sync.Mutex // held while inode numbers are leased
+	leasing  sync.Mutex   // held while inode numbers are leased
+	reserved atomic.Int64 // the numbers below it that clients give are reserved; there may be more
 
 	// writing is held for reading while a transaction has a second and is not
 	// visible. It is taken before what the engine locks.
