@@ -66,7 +66,7 @@ func TestAWrittenBlockIsAllocatedOnce(t *testing.T) {
 	write(n)
 	runtime.ReadMemStats(&after)
 	perByte := float64(after.TotalAlloc-before.TotalAlloc) / (n * testBlockSize)
-	if perByte -= 1; perByte > 2 { // the bucket of the test keeps a copy, too
+	if perByte -= 1; perByte > 3 { // the bucket of the test keeps a copy, too; the race detector empties pools
 		t.Errorf("a written byte makes %.2f bytes of garbage or cache, want 1 and a little", perByte)
 	}
 }
