@@ -241,6 +241,7 @@ type call struct {
 	work  context.Context
 	stop  func()
 	dirs  [2]*inode  // in which the kernel has something locked for it
+	lists *inode     // of which it tells the entries with attributes
 	gated bool       // fs.gate is held for reading
 	given []meta.Ino // lookup counts that the answer gives the kernel
 }
@@ -296,6 +297,9 @@ func (c *call) unanswer() {
 
 // end is called after the reply. delivered says whether the kernel took it.
 func (c *call) end(delivered bool) {
+	if c.lists != nil { // before the gate is open: see afterListing
+		c.lists.gaveAt.Store(time.Now().UnixNano())
+	}
 	if c.gated {
 		c.fs.gate.RUnlock()
 		c.gated = false
@@ -321,5 +325,22 @@ func (c *call) do(req *meta.Request) (*meta.Reply, error) {
 		return nil, err
 	}
 	c.fs.stats.Requests.Add(1)
-	return c.fs.meta.Do(c.wait(), req)
+	rep, err := c.fs.meta.Do(c.wait(), req)
+	if err == nil && req.Op.Changes() {
+		for _, a := range [...]*meta.Attr{&rep.Attr, &rep.Parent, &rep.Parent2, &rep.Replaced} {
+			c.fs.alter(a.Ino)
+		}
+	}
+	return rep, err
+}
+
+// alter notes that this mount changed an inode.
+func (fs *FS) alter(ino meta.Ino) {
+	in := fs.known(ino)
+	if in == nil || ino == 0 {
+		return
+	}
+	in.mu.Lock()
+	in.altered = true
+	in.mu.Unlock()
 }

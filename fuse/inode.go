@@ -18,10 +18,12 @@ type inode struct {
 	lookups uint64       // the kernel's references; guarded by FS.mu
 	paged   atomic.Bool  // the kernel may have pages of it
 	calls   atomic.Int32 // of a directory: operations in it that are not answered
+	gaveAt  atomic.Int64 // likewise: when the kernel was given a part of its listing with attributes, ns since 1970
 
 	mu        sync.Mutex
 	attr      meta.Attr // the last that was told
 	valid     bool      // attr is as on the server, while the lease lasts
+	altered   bool      // it was changed by this mount
 	gone      bool      // its last link is gone: attr is the only thing left to tell
 	recalls   uint64    // how often the service asked for the directory back
 	delegated bool      // of a directory: nobody else sees it before we are called back
@@ -107,6 +109,9 @@ func (fs *FS) dropLocked(in *inode) bool {
 		return false
 	}
 	delete(fs.inodes, in.ino)
+	if in.altered {
+		fs.invals.own(fs.invals.now(), in.ino) // what was asked before must not be taken for true when it is known no more
+	}
 	fs.absent -= in.forgetAllNames()
 	if in.gone && in.told {
 		fs.closes.add(in.ino) // a directory that was removed here
@@ -143,7 +148,11 @@ func (fs *FS) learn(attr *meta.Attr, block *meta.Block, cache bool, seq uint64) 
 	in := fs.inode(attr.Ino)
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.learn(attr, block, cache && !fs.invals.sinceTold(seq, in.ino))
+	stale := fs.invals.sinceTold
+	if in.attr.Ino == 0 {
+		stale = fs.invals.since // nothing here knows what we changed
+	}
+	in.learn(attr, block, cache && !stale(seq, in.ino))
 	return in
 }
 

@@ -180,7 +180,7 @@ func (fs *FS) tell(ctx context.Context, in *inode) error {
 // recalls.
 func (fs *FS) told(in *inode, m *making, rep *meta.Reply, seq, recalls uint64) {
 	in.mu.Lock()
-	in.making = nil
+	in.making, in.altered = nil, true
 	in.mu.Unlock()
 	m.dir.mu.Lock()
 	delete(m.dir.unmade, m.name) // which counts in the directory's size from here on

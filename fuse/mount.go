@@ -332,7 +332,10 @@ func (k *connection) Drop(dir meta.Ino, name string) { k.names(dir, []string{nam
 func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 	in := k.fs.known(dir)
 	free := func() bool { return in == nil || in.calls.Load() == 0 }
-	if !free() && k.allNames() {
+	for begin := time.Now(); !free() && time.Since(begin) < entryPatience; {
+		time.Sleep(entryPatience / 10)
+	}
+	if !free() && k.fs.afterListing(in) && k.allNames() {
 		return
 	}
 	select {
@@ -346,7 +349,7 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 		defer func() { <-k.slots }()
 		defer close(done)
 		for _, name := range names {
-			if !free() && k.allNames() {
+			if !free() && k.fs.afterListing(in) && k.allNames() {
 				return
 			}
 			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name, expire) }))
@@ -357,8 +360,26 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 	select {
 	case <-done:
 	case <-t.C:
+		k.fs.afterListing(in)
 		k.AllNames()
 	}
+}
+
+// listingTime is how long the kernel may take to enter a listing with attributes
+// into its cache after it has it.
+const listingTime = 50 * time.Millisecond
+
+// afterListing waits until the kernel has entered the listings of a directory that
+// it was given. It takes what they say for newer than an end of all names that
+// comes meanwhile. It returns true.
+func (fs *FS) afterListing(in *inode) bool {
+	if in == nil {
+		return true
+	}
+	if given := in.gaveAt.Load(); given != 0 {
+		time.Sleep(listingTime - time.Since(time.Unix(0, given)))
+	}
+	return true
 }
 
 func (k *connection) AllNames() { k.allNames() }

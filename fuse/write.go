@@ -728,6 +728,7 @@ func (in *inode) commitRequest(bs int, m *making) (*meta.Request, []*pending, ui
 // committed takes over the answer to a commit. in.mu is held.
 func (fs *FS) committed(in *inode, rep *meta.Reply, list []*pending, writes uint64, seq uint64) {
 	ct := &in.content
+	in.altered = true
 	mine := rep.Attr.Data == in.attr.Data+1 && !fs.invals.since(seq, in.ino)
 	was := ct.blockMap
 	if mine && in.pages == in.attr.Data {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -17,14 +18,21 @@ import (
 // is closed.
 const patience = 10 * time.Second
 
+var checking sync.Map // the tests that do
+
 // Check makes the test fail if something that was not there before is left when it
 // ends, and all that was given to Cleanup after Check has been done. Tests that
-// check must not run in parallel, and one may check several times.
+// check must not run in parallel. If one checks several times the first counts: what
+// was there before the others may come and go while it runs.
 func Check(t testing.TB) {
 	t.Helper()
+	if _, again := checking.LoadOrStore(t, true); again {
+		return
+	}
 	before := take()
 	t.Cleanup(func() {
 		t.Helper()
+		checking.Delete(t)
 		if t.Failed() || t.Skipped() {
 			return // what ended early need not be tidy
 		}
