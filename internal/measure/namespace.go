@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -91,5 +92,26 @@ func ownMounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
-	return unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return err
+	}
+	return leaveFUSE()
+}
+
+// leaveFUSE takes out the FUSE mounts of others that the namespace began with: as
+// long as it has them, those who unmount them elsewhere wait.
+func leaveFUSE() error {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	plain := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(mounts)) {
+		field := strings.Fields(line)
+		if len(field) > 2 && (field[2] == "fuse" || strings.HasPrefix(field[2], "fuse.")) {
+			// One that is gone, or below one that is, is no concern of ours.
+			unix.Unmount(plain.Replace(field[1]), unix.MNT_DETACH)
+		}
+	}
+	return nil
 }
