@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -281,9 +282,32 @@ func (w *world) kill(name string) {
 	if err := p.cmd.Process.Kill(); err != nil {
 		w.t.Fatalf("kill %s: %v", name, err)
 	}
-	p.cmd.Wait()
+	w.awaitEnd(name, p.cmd)
 	if name == "mount" {
 		syscall.Unmount(w.mount, syscall.MNT_DETACH)
+	}
+}
+
+// awaitEnd waits for a killed program to be gone. If the kernel keeps a thread of a
+// mount, see docs/semantics.md, it does as that says.
+func (w *world) awaitEnd(name string, cmd *exec.Cmd) {
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		cmd.Wait()
+	}()
+	for {
+		select {
+		case <-gone:
+			return
+		case <-time.After(10 * time.Second):
+			for _, dir := range w.dirs {
+				if slices.Contains(cmd.Args, dir) {
+					w.t.Logf("%s was killed and does not end: umount -f %s", name, dir)
+					syscall.Unmount(dir, syscall.MNT_FORCE)
+				}
+			}
+		}
 	}
 }
 
