@@ -186,7 +186,7 @@ func (k *harming) harm() {
 	}
 	p := k.w.procs[name]
 	p.cmd.Process.Kill()
-	p.cmd.Wait()
+	k.w.awaitEnd(name, p.cmd)
 	if mount >= 0 {
 		syscall.Unmount(k.w.dirs[mount], syscall.MNT_DETACH)
 	}
