@@ -3,7 +3,9 @@ package fuse
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -264,10 +266,7 @@ func (fs *FS) untold(in *inode, m *making, err error) error {
 // tellAll tells the service of all files that were made in a directory.
 func (fs *FS) tellAll(ctx context.Context, dir *inode) error {
 	dir.mu.Lock()
-	list := make([]*inode, 0, len(dir.unmade))
-	for _, in := range dir.unmade {
-		list = append(list, in)
-	}
+	list := slices.Collect(maps.Values(dir.unmade))
 	dir.mu.Unlock()
 	return fs.tellEach(ctx, list)
 }
@@ -344,20 +343,13 @@ func (in *inode) toTell(req *meta.Request) []*inode {
 	if in.making != nil {
 		return []*inode{in}
 	}
-	if len(in.unmade) == 0 {
-		return nil
-	}
 	if req.Op == meta.OpLookup || req.Op == meta.OpUnlink { // of one name
 		if child := in.unmade[req.Name]; child != nil {
 			return []*inode{child}
 		}
 		return nil
 	}
-	list := make([]*inode, 0, len(in.unmade))
-	for _, child := range in.unmade {
-		list = append(list, child)
-	}
-	return list
+	return slices.Collect(maps.Values(in.unmade))
 }
 
 // replacesNoDirectory reports whether it is known that a rename does not replace a
