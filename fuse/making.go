@@ -185,6 +185,7 @@ func (fs *FS) told(in *inode, m *making, rep *meta.Reply, seq, recalls uint64) {
 	in.making, in.altered = nil, true
 	in.mu.Unlock()
 	m.dir.mu.Lock()
+	m.dir.altered = true
 	delete(m.dir.unmade, m.name) // which counts in the directory's size from here on
 	m.dir.learn(&rep.Parent, nil, rep.Cache && !fs.invals.sinceTold(seq, m.dir.ino))
 	m.dir.mu.Unlock()
