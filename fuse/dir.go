@@ -77,9 +77,7 @@ func (c *call) readDir(op *fuseops.ReadDirOp) error {
 }
 
 func (c *call) readDirPlus(op *fuseops.ReadDirPlusOp) error {
-	if d, err := c.fs.dirHandle(op.Handle); err == nil {
-		c.lists = d.in
-	}
+	c.lists = true
 	return c.list(&op.ReadDirOp, func(buf []byte, d *dirHandle, e *meta.Entry, next fuseops.DirOffset) int {
 		p := fuseutil.DirentPlus{Dirent: dirent(e, next)}
 		given := len(c.given)

@@ -113,6 +113,7 @@ type FS struct {
 	lastID  uint64
 	absent  int // names known to be absent, in all directories
 
+	gaveAt  atomic.Int64 // when the kernel was given a listing with attributes last, ns since 1970; see listingTime
 	credit  *credit
 	stock   stock
 	pages   chan struct{} // an element per page that is fetched ahead
@@ -241,7 +242,7 @@ type call struct {
 	work  context.Context
 	stop  func()
 	dirs  [2]*inode  // in which the kernel has something locked for it
-	lists *inode     // of which it tells the entries with attributes
+	lists bool       // it tells entries with attributes
 	gated bool       // fs.gate is held for reading
 	given []meta.Ino // lookup counts that the answer gives the kernel
 }
@@ -297,8 +298,8 @@ func (c *call) unanswer() {
 
 // end is called after the reply. delivered says whether the kernel took it.
 func (c *call) end(delivered bool) {
-	if c.lists != nil { // before the gate is open: see afterListing
-		c.lists.gaveAt.Store(time.Now().UnixNano())
+	if c.lists { // before the gate is open, at which invals wait
+		c.fs.gaveAt.Store(time.Now().UnixNano())
 	}
 	if c.gated {
 		c.fs.gate.RUnlock()

@@ -18,7 +18,6 @@ type inode struct {
 	lookups uint64       // the kernel's references; guarded by FS.mu
 	paged   atomic.Bool  // the kernel may have pages of it
 	calls   atomic.Int32 // of a directory: operations in it that are not answered
-	gaveAt  atomic.Int64 // likewise: when the kernel was given a part of its listing with attributes, ns since 1970
 
 	mu        sync.Mutex
 	attr      meta.Attr // the last that was told

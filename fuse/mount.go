@@ -335,7 +335,7 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 	for begin := time.Now(); !free() && time.Since(begin) < entryPatience; {
 		time.Sleep(entryPatience / 10)
 	}
-	if !free() && k.fs.afterListing(in) && k.allNames() {
+	if !free() && k.allNames() {
 		return
 	}
 	select {
@@ -349,7 +349,7 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 		defer func() { <-k.slots }()
 		defer close(done)
 		for _, name := range names {
-			if !free() && k.fs.afterListing(in) && k.allNames() {
+			if !free() && k.allNames() {
 				return
 			}
 			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name, expire) }))
@@ -360,32 +360,22 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 	select {
 	case <-done:
 	case <-t.C:
-		k.fs.afterListing(in)
 		k.AllNames()
 	}
 }
 
 // listingTime is how long the kernel may take to enter a listing with attributes
-// into its cache after it has it.
+// into its cache after it has it. It takes what that says for newer than an end of
+// all names that comes meanwhile.
 const listingTime = 50 * time.Millisecond
-
-// afterListing waits until the kernel has entered the listings of a directory that
-// it was given. It takes what they say for newer than an end of all names that
-// comes meanwhile. It returns true.
-func (fs *FS) afterListing(in *inode) bool {
-	if in == nil {
-		return true
-	}
-	if given := in.gaveAt.Load(); given != 0 {
-		time.Sleep(listingTime - time.Since(time.Unix(0, given)))
-	}
-	return true
-}
 
 func (k *connection) AllNames() { k.allNames() }
 
 // allNames reports whether the kernel could do it: Linux before 6.16 cannot.
 func (k *connection) allNames() bool {
+	if given := k.fs.gaveAt.Load(); given != 0 {
+		time.Sleep(listingTime - time.Since(time.Unix(0, given)))
+	}
 	k.fs.stats.Epochs.Add(1)
 	err := k.notify(func(c *fuse.Connection) error { return c.NotifyEpoch() })
 	k.logged(err)
