@@ -88,13 +88,6 @@ func (c *calls) await(ctx context.Context, k *call, late func()) (*Reply, error)
 	select {
 	case a := <-k.reply:
 		return a.reply, a.err
-	case <-c.done:
-		select {
-		case a := <-k.reply:
-			return a.reply, a.err
-		default:
-			return nil, fmt.Errorf("%w: %w", errBroken, c.reason())
-		}
 	case <-ctx.Done():
 		c.abandon(k, late)
 		return nil, fmt.Errorf("%w: %w", errAbandoned, context.Cause(ctx))
@@ -138,16 +131,15 @@ func (k *call) finish(a answer) {
 	}
 }
 
-// end forgets all calls. The connection must have been closed before.
+// end gives up all calls. The connection must have been closed before, and no
+// frame is taken any more: an answer that came before the end counts.
 func (c *calls) end() {
 	c.mu.Lock()
 	open := c.open
 	c.open = nil
 	c.mu.Unlock()
 	for _, k := range open {
-		if k.late != nil {
-			k.late()
-		}
+		k.finish(answer{err: fmt.Errorf("%w: %w", errBroken, c.reason())})
 	}
 }
 
