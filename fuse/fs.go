@@ -16,6 +16,7 @@ package fuse
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,6 +66,11 @@ type Config struct {
 	// Stats, if set, is what the extended attribute user.flexfs.stats of the
 	// root directory shows as JSON.
 	Stats func() any
+
+	// OnMount, if set, is called before this process uses its own mount. One byte
+	// written to abort, which is the callee's to close, cuts the mount off, whatever
+	// has become of this process; if abort is nil, err says why.
+	OnMount func(abort *os.File, err error)
 
 	ReadOnly   bool
 	AllowOther bool   // all users, not only the one who mounted

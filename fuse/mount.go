@@ -84,6 +84,9 @@ func (fs *FS) Mount(ctx context.Context, dir string) (*Mounted, error) {
 		stop()
 		return nil, fmt.Errorf("fuse: mount on %s: %w", dir, err)
 	}
+	if fs.cfg.OnMount != nil {
+		fs.cfg.OnMount(openAbort(dir))
+	}
 	raiseReadAhead(fs, deviceOf(dir))
 	go m.finish(lib, stop)
 	// The kernel asks for attributes of the root, and the service may be gone by now.

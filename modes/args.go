@@ -144,11 +144,19 @@ var mountOptions = map[string]string{
 func isSystemOption(option string) bool {
 	name, _, _ := strings.Cut(option, "=")
 	switch name {
+	case "user_id", "group_id", "rootmode", "default_permissions", "max_read", "blksize": // of a mount that is there
+		return true
 	case "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "async", "sync",
 		"dev", "suid", "exec", "atime", "diratime", "relatime", "norelatime", "strictatime", "comment":
 		return true
 	}
 	return strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-")
+}
+
+// isMountCall tells the command line with which mount.fuse(8) starts the program of
+// a mount of type fuse.flexfs: <volume> <dir> -o <options>.
+func isMountCall(args []string) bool {
+	return len(args) == 4 && args[2] == "-o" && !strings.HasPrefix(args[0], "-") && !strings.HasPrefix(args[1], "-")
 }
 
 // helperArgs drops what mount(8) adds when it calls mount.flexfs and what

@@ -45,6 +45,9 @@ func Main(args ...string) int {
 func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	program, args := args[0], args[1:]
 	mode := modeOf(program)
+	if mode == "" && isMountCall(args) {
+		mode = "mount"
+	}
 	app := &cli.App{
 		Name:            "flexfs",
 		HelpName:        "flexfs",
@@ -77,7 +80,7 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 func commands() []*cli.Command {
 	return []*cli.Command{
 		adminCommand(), metaCommand(), proxyCommand(), mountCommand(),
-		configureCommand(), upCommand(), statsCommand(), rmtreeCommand(), deletedCommand(), restoreCommand(), versionCommand(),
+		configureCommand(), upCommand(), statsCommand(), rmtreeCommand(), deletedCommand(), restoreCommand(), versionCommand(), guardCommand(),
 	}
 }
 

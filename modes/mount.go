@@ -68,6 +68,8 @@ type Mount struct {
 	fs      *fuse.FS
 	mounted *fuse.Mounted
 	debug   *debugServer
+	guarded bool   // it is to have a guard
+	guard   *guard // nil: none
 
 	stop context.CancelFunc // ends what runs in the background
 	wg   sync.WaitGroup     // of that
@@ -230,8 +232,13 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		service = sealedMeta{m.client}
 	}
 	_, writing := m.shares()
+	var onMount func(*os.File, error)
+	if m.guarded {
+		onMount = m.startGuard
+	}
 	m.fs = fuse.New(fuse.Config{
-		Meta: service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(writing), Log: m.Log,
+		OnMount: onMount,
+		Meta:    service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(writing), Log: m.Log,
 		Stats:  func() any { return m.Stats() },
 		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain,
 		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),
@@ -242,6 +249,17 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		return fmt.Errorf("metadata service at %s: %w", s.Meta.Address, err)
 	}
 	return nil
+}
+
+// startGuard starts the guard. Without one, which is rare, the mount works all the
+// same.
+func (m *Mount) startGuard(abort *os.File, err error) {
+	if err == nil {
+		m.guard, err = startGuard(abort, m.Log)
+	}
+	if err != nil {
+		m.Log.Warn("the mount has no guard: if this process is killed, programs that use the mount may hang until umount -f", "err", err)
+	}
 }
 
 // dialMeta connects to wherever the metadata service is now.
@@ -319,6 +337,7 @@ func (m *Mount) Hurry() {
 
 // close ends what Listen began, the mount itself apart.
 func (m *Mount) close() {
+	m.guard.close()
 	if m.client != nil {
 		m.client.Close()
 	}
@@ -351,21 +370,22 @@ func (m *Mount) Chosen() string {
 
 // MountStats are what user.flexfs.stats shows.
 type MountStats struct {
-	Volume  string           `json:"volume"`
-	ID      string           `json:"id"`
-	Dir     string           `json:"dir"`
-	Since   time.Time        `json:"since"`
-	Proxies remote.Status    `json:"proxies"`
-	Memory  cache.Stats      `json:"memory"`
-	Disk    *cache.Stats     `json:"disk,omitempty"`
-	Files   map[string]int64 `json:"files"`
+	Volume   string           `json:"volume"`
+	ID       string           `json:"id"`
+	Dir      string           `json:"dir"`
+	ReadOnly bool             `json:"readOnly,omitempty"`
+	Since    time.Time        `json:"since"`
+	Proxies  remote.Status    `json:"proxies"`
+	Memory   cache.Stats      `json:"memory"`
+	Disk     *cache.Stats     `json:"disk,omitempty"`
+	Files    map[string]int64 `json:"files"`
 }
 
 // Stats returns what the mount did since its start.
 func (m *Mount) Stats() MountStats {
 	s := m.settings.Load()
 	stats := MountStats{
-		Volume: s.Volume.Name, ID: s.Volume.ID, Dir: m.Dir, Since: m.started,
+		Volume: s.Volume.Name, ID: s.Volume.ID, Dir: m.Dir, ReadOnly: m.ReadOnly || m.client.Volume().ReadOnly, Since: m.started,
 		Proxies: m.group.Status(), Memory: m.mem.Stats(), Files: counters(m.fs.Stats()),
 	}
 	if m.disk != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -27,6 +29,7 @@ type mounting struct {
 	memory     Amount
 	secretFile string
 	foreground bool
+	remount    bool
 	logFile    string
 	options    string // expanded before flags are parsed, see expandOptions
 }
@@ -47,6 +50,7 @@ func mountCommand() *cli.Command {
 		boolFlag(&m.NoDev, "noDev", "device files do not open devices"),
 		boolFlag(&m.NoExec, "noExec", "programs on it cannot be run"),
 		boolFlag(&m.NoSUID, "noSUID", "set-user-ID and set-group-ID bits have no effect"),
+		boolFlag(&m.remount, "remount", "change a mount that is there: --ro, --noATime, --noDev, --noExec and --noSUID hold from now on if given, else not"),
 		boolFlag(&m.NonEmpty, "nonEmpty", "mount on a folder that has files, which are hidden meanwhile"),
 		durationFlag(&m.GiveUp, "giveUp", "`TIME` for which calls wait for a metadata service or bucket that is out of reach, before they fail with EIO until it is back; 0s is for ever, but a signal ends a wait"),
 		durationFlag(&m.Drain, "drainTimeout", "`TIME` for which a mount that is unmounted, or told to end, tries to store what was written; what is not stored then is lost, and named"),
@@ -91,6 +95,10 @@ func (m *mounting) run(c *cli.Context) error {
 		return err
 	}
 	m.ReadOnly = m.ReadOnly || m.At != 0
+	m.guarded = true
+	if m.remount {
+		return m.change()
+	}
 	r := newReporter(c.App.ErrWriter)
 	if !m.foreground && r.background == nil && os.Getenv("NOTIFY_SOCKET") == "" {
 		return m.startBackground(c)
@@ -98,6 +106,34 @@ func (m *mounting) run(c *cli.Context) error {
 	m.Log = m.log.logger(c.App.ErrWriter)
 	limitMemory(m.MemCapacity + 32<<20)
 	return r.fail(m.serve(c.Context, r))
+}
+
+// change gives the mount at Dir the kernel's flags that were asked for.
+func (m *mounting) change() error {
+	text, err := readStats(m.Dir)
+	if err != nil {
+		return err
+	}
+	var now MountStats
+	if err := json.Unmarshal(text, &now); err != nil {
+		return fmt.Errorf("state of %s: %w", m.Dir, err)
+	}
+	if now.Dir != m.Dir {
+		return fmt.Errorf("%s is in the mount at %s, and is none itself", m.Dir, now.Dir)
+	}
+	if now.ReadOnly && !m.ReadOnly {
+		return fmt.Errorf("%s was mounted read-only, or its token is: umount it and mount it again", m.Dir)
+	}
+	flags := uintptr(syscall.MS_REMOUNT)
+	for flag, on := range map[uintptr]bool{syscall.MS_RDONLY: m.ReadOnly, syscall.MS_NOATIME: m.NoATime, syscall.MS_NODEV: m.NoDev, syscall.MS_NOEXEC: m.NoExec, syscall.MS_NOSUID: m.NoSUID} {
+		if on {
+			flags |= flag
+		}
+	}
+	if err := syscall.Mount("", m.Dir, "", flags, ""); err != nil {
+		return fmt.Errorf("remount %s: %w", m.Dir, err)
+	}
+	return nil
 }
 
 // serve mounts, reports, and serves until it is unmounted.
@@ -114,6 +150,8 @@ func (m *mounting) serve(ctx context.Context, r *reporter) (err error) {
 	if err != nil {
 		return err
 	}
+	signals := endSignals()
+	defer signal.Stop(signals)
 	if err := m.Listen(ctx); err != nil {
 		return err
 	}
@@ -124,30 +162,43 @@ func (m *mounting) serve(ctx context.Context, r *reporter) (err error) {
 	}
 	r.say(m.Chosen())
 	r.ready()
-	defer m.onSignals()()
+	served := make(chan struct{})
+	defer close(served)
+	go m.hurryOn(signals, served)
 	return m.Serve(ctx)
 }
 
-// onSignals has a second signal to end hurry the end, and a terminal that goes
-// away change nothing. The function returned undoes it.
-func (m *mounting) onSignals() (undo func()) {
+// endSignals catches the signals to end, the first of which ends the program's
+// context, so that none ends the process itself. A terminal that goes away changes
+// nothing.
+func endSignals() chan os.Signal {
 	signal.Ignore(syscall.SIGHUP)
-	again := make(chan os.Signal, 2)
-	signal.Notify(again, os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
-	done := make(chan struct{})
-	go func() {
-		for range 2 { // the first is what ends ctx
-			select {
-			case <-again:
-			case <-done:
-				return
-			}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
+	return signals
+}
+
+// sameSignal is how far apart signals to end may be that count as one: to a child
+// of a process that is killed the kernel sends one for each thread that may have
+// been its parent's.
+const sameSignal = 200 * time.Millisecond
+
+// hurryOn has a second signal to end hurry the end, and a third end the process.
+func (m *mounting) hurryOn(signals chan os.Signal, served <-chan struct{}) {
+	var last time.Time
+	for told := 0; told < 2; {
+		select {
+		case <-signals:
+		case <-served:
+			return
 		}
-		m.Log.Warn("told to end once more: what is not stored yet is given up")
-		signal.Stop(again) // a third ends the process
-		m.Hurry()
-	}()
-	return func() { signal.Stop(again); close(done) }
+		if now := time.Now(); now.Sub(last) > sameSignal {
+			told, last = told+1, now
+		}
+	}
+	m.Log.Warn("told to end once more: what is not stored yet is given up")
+	signal.Stop(signals)
+	m.Hurry()
 }
 
 // startBackground runs the mount in a process of its own and waits until it

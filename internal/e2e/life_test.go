@@ -143,6 +143,29 @@ func TestCallsWaitForABucketThatIsAway(t *testing.T) {
 	})
 }
 
+// The kernel does not let a killed mount end while a thread of it waits to have
+// pages forgotten that are being read, which only the mount could answer.
+func TestUsersOfAKilledMountDoNotHang(t *testing.T) {
+	bucket := newSink(t)
+	w := newWorldOf(t, shape{proxies: -1, mounts: 2, bucket: bucket})
+	w.file("f", large("f"))
+	bucket.set(t, faultnet.Line{State: faultnet.Refused})
+	reader := use(t, "cat", filepath.Join(w.dirs[1], "f"))
+	reader.waits()
+	w.file("f", "so small that it needs no bucket")
+	w.await(func() error {
+		stacks, err := exec.Command("sh", "-c", fmt.Sprintf("cat /proc/%d/task/*/stack", w.procs["mount2"].cmd.Process.Pid)).Output()
+		if err == nil && !bytes.Contains(stacks, []byte("fuse_reverse_inval_inode")) {
+			err = errors.New("no thread of the mount waits in the kernel")
+		}
+		return err
+	})
+	w.kill("mount2")
+	if err := reader.ends(); err == nil {
+		t.Error("who read through a mount that was killed is told that all is well")
+	}
+}
+
 // The same for the metadata service.
 func TestCallsWaitForAMetadataServiceThatIsAway(t *testing.T) {
 	w := newWorldOf(t, shape{proxies: -1})

@@ -382,16 +382,17 @@ func (f *soakFile) mapped(file *os.File) error {
 func (f *soakFile) recover(mount int) {
 	var got []byte
 	var err error
-	for stayed := false; !stayed && !f.k.ended(); {
+	for stayed := false; !stayed && !f.k.t.Failed(); {
 		stayed = f.k.on(mount, func() { got, err = os.ReadFile(f.k.path(mount, f.name)) })
 	}
 	if errors.Is(err, fs.ErrNotExist) && f.since[0] == nil {
 		err = nil
 	}
-	if err != nil || f.k.ended() {
-		if !f.k.ended() {
-			f.k.t.Errorf("%s on mount %d, killed before: %v", f.name, mount, err)
-		}
+	if f.k.t.Failed() {
+		return
+	}
+	if err != nil {
+		f.k.t.Errorf("%s on mount %d, killed before: %v", f.name, mount, err)
 		return
 	}
 	if !slices.ContainsFunc(f.since, func(v []byte) bool { return len(v) == len(got) }) {
@@ -527,7 +528,7 @@ func (m *soakTree) choose(mount int, after map[string]string) (what string, do f
 func (m *soakTree) settle(mount int, after map[string]string) {
 	got, err := m.read(mount)
 	switch {
-	case m.k.ended():
+	case m.k.t.Failed():
 	case err != nil:
 		m.k.t.Errorf("tree %s on mount %d, killed before: %v", m.top, mount, err)
 	case maps.Equal(got, after):

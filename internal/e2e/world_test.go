@@ -74,6 +74,7 @@ type proc struct {
 	args  []string
 	ready func() error
 	cmd   *exec.Cmd
+	past  int // bytes that its log had before
 }
 
 // A shape says what a world is made of. The zero value is a group of two proxies
@@ -190,7 +191,7 @@ func (w *world) addMount(name, dir string) {
 		w.t.Fatal(err)
 	}
 	w.dirs = append(w.dirs, dir)
-	w.start(name, works(dir), append([]string{"mount", "--foreground", "--adminAddr", w.adminAddr, "--tokenFile", w.mountToken, "--credsFile", w.creds,
+	w.start(name, w.works(name, dir), append([]string{"mount", "--foreground", "--adminAddr", w.adminAddr, "--tokenFile", w.mountToken, "--credsFile", w.creds,
 		"v", dir}, w.mountFlags...)...)
 }
 
@@ -233,10 +234,10 @@ func (w *world) answers(addr string) func() error {
 	return func() error { return w.lab.in("admin", answers(addr)) }
 }
 
-// works tells whether the mount at dir is there and answers.
-func works(dir string) func() error {
+// works tells whether a mount says that it is there, and answers.
+func (w *world) works(name, dir string) func() error {
 	return func() error {
-		if !mounted(dir) {
+		if !strings.Contains(w.log(name)[w.procs[name].past:], " is mounted at "+dir) {
 			return errors.New("not mounted yet")
 		}
 		_, err := os.ReadDir(dir)
@@ -266,6 +267,7 @@ func (w *world) again(name string) {
 		w.t.Fatal(err)
 	}
 	defer log.Close()
+	p.past = len(w.log(name))
 	p.cmd = w.lab.command(name, program, p.args...)
 	p.cmd.Env = append(os.Environ(), "HOME="+w.path("home-"+name))
 	p.cmd.Stdout, p.cmd.Stderr = log, log
@@ -283,32 +285,34 @@ func (w *world) kill(name string) {
 		w.t.Fatalf("kill %s: %v", name, err)
 	}
 	w.awaitEnd(name, p.cmd)
-	if name == "mount" {
-		syscall.Unmount(w.mount, syscall.MNT_DETACH)
+	for _, dir := range w.dirs {
+		if slices.Contains(p.cmd.Args, dir) {
+			syscall.Unmount(dir, syscall.MNT_DETACH)
+		}
 	}
 }
 
-// awaitEnd waits for a killed program to be gone. If the kernel keeps a thread of a
-// mount, see docs/semantics.md, it does as that says.
+// awaitEnd waits for a killed program to be gone. A mount that the kernel does not
+// let go is cut off, so that the test ends.
 func (w *world) awaitEnd(name string, cmd *exec.Cmd) {
+	w.t.Helper()
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
 		cmd.Wait()
 	}()
-	for {
-		select {
-		case <-gone:
-			return
-		case <-time.After(10 * time.Second):
-			for _, dir := range w.dirs {
-				if slices.Contains(cmd.Args, dir) {
-					w.t.Logf("%s was killed and does not end: umount -f %s", name, dir)
-					syscall.Unmount(dir, syscall.MNT_FORCE)
-				}
-			}
+	select {
+	case <-gone:
+		return
+	case <-time.After(patience):
+		w.t.Errorf("%s was killed and does not end", name)
+	}
+	for _, dir := range w.dirs {
+		if slices.Contains(cmd.Args, dir) {
+			syscall.Unmount(dir, syscall.MNT_FORCE)
 		}
 	}
+	<-gone
 }
 
 // signal stops a process in its tracks (SIGSTOP), or has it go on (SIGCONT).
