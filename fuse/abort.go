@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -13,21 +12,17 @@ import (
 // connections is where most systems mount the control file system of FUSE.
 const connections = "/sys/fs/fuse/connections"
 
-// openAbort opens the kernel's switch that cuts the mount on dir off: one byte
-// written to it ends all calls on the mount with an error, whatever has become of
-// this process. It is the switch of this mount for good; when the mount is gone it
-// does nothing.
+// OpenAbort opens the kernel's switch that cuts a mount off, see Config.OnMount: one
+// byte written to it ends all calls on the mount with an error, whatever has become
+// of the mount's process. It is the switch of this mount for good; when the mount is
+// gone it does nothing. The caller is to close the file.
 //
 // It is the file abort of the connection in fusectl; see the kernel's
 // Documentation/filesystems/fuse/fuse.rst, "Interrupting filesystem operations".
-func openAbort(dir string) (*os.File, error) {
-	_, minor, ok := strings.Cut(deviceOf(dir), ":") // which is the connection's name, too
-	if !ok {
-		return nil, fmt.Errorf("fuse: %s is not mounted", dir)
-	}
-	f, err := os.OpenFile(connections+"/"+minor+"/abort", os.O_WRONLY, 0)
+func OpenAbort(connection string) (*os.File, error) {
+	f, err := os.OpenFile(connections+"/"+connection+"/abort", os.O_WRONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		f, err = openControl(minor + "/abort")
+		f, err = openControl(connection + "/abort")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("fuse: %w", err)

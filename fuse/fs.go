@@ -16,7 +16,6 @@ package fuse
 import (
 	"context"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,10 +66,9 @@ type Config struct {
 	// root directory shows as JSON.
 	Stats func() any
 
-	// OnMount, if set, is called before this process uses its own mount. One byte
-	// written to abort, which is the callee's to close, cuts the mount off, whatever
-	// has become of this process; if abort is nil, err says why.
-	OnMount func(abort *os.File, err error)
+	// OnMount, if set, is called before this process uses its own mount, with the
+	// number that the kernel has given the connection: for [OpenAbort].
+	OnMount func(connection string)
 
 	ReadOnly   bool
 	AllowOther bool   // all users, not only the one who mounted

@@ -84,10 +84,11 @@ func (fs *FS) Mount(ctx context.Context, dir string) (*Mounted, error) {
 		stop()
 		return nil, fmt.Errorf("fuse: mount on %s: %w", dir, err)
 	}
-	if fs.cfg.OnMount != nil {
-		fs.cfg.OnMount(openAbort(dir))
+	dev := deviceOf(dir)
+	if _, minor, ok := strings.Cut(dev, ":"); ok && fs.cfg.OnMount != nil {
+		fs.cfg.OnMount(minor)
 	}
-	raiseReadAhead(fs, deviceOf(dir))
+	raiseReadAhead(fs, dev)
 	go m.finish(lib, stop)
 	// The kernel asks for attributes of the root, and the service may be gone by now.
 	release := context.AfterFunc(ctx, func() { syscall.Unmount(dir, syscall.MNT_FORCE|syscall.MNT_DETACH) })

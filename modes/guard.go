@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -13,7 +14,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
+
+	"flexfs/fuse"
 )
 
 // A guard is a small process beside a mount that cuts the mount off when the
@@ -22,10 +24,11 @@ import (
 // on the mount holds, which nobody but this process could have answered: killed,
 // it would wait for ever, and with it all who use the mount.
 type guard struct {
-	abort *os.File // see fuse.Config.OnMount
-	log   *slog.Logger
-	stop  context.CancelFunc
-	done  chan struct{} // closed when there is no guard any more
+	log        *slog.Logger
+	connection chan string // what is to be guarded
+	watching   chan error  // whether it is
+	stop       context.CancelFunc
+	done       chan struct{} // closed when there is no guard any more
 }
 
 const (
@@ -33,25 +36,26 @@ const (
 	// it ends. The end of a pipe would come too late, with the last thread's.
 	guardSignal = syscall.SIGUSR1
 
-	// guardFD is the descriptor of the abort file in the guard.
-	guardFD = 3
-
 	// guardPause passes before a guard that has ended is replaced.
 	guardPause = time.Second
 )
 
-// startGuard returns when the guard is at work. It owns abort. The guard is to be
-// closed.
-func startGuard(abort *os.File, log *slog.Logger) (*guard, error) {
+// startGuard starts a guard. It is to be closed.
+func startGuard(log *slog.Logger) *guard {
 	ctx, stop := context.WithCancel(context.Background())
-	g := &guard{abort: abort, log: log, stop: stop, done: make(chan struct{})}
-	started := make(chan error)
-	go g.keep(ctx, started)
-	if err := <-started; err != nil {
-		g.close()
-		return nil, err
+	g := &guard{log: log, connection: make(chan string), watching: make(chan error), stop: stop, done: make(chan struct{})}
+	go g.keep(ctx)
+	return g
+}
+
+// watch tells the guard, once, which mount it is for; see fuse.OpenAbort.
+func (g *guard) watch(connection string) error {
+	select {
+	case g.connection <- connection:
+		return <-g.watching
+	case <-g.done:
+		return errors.New("it could not be started")
 	}
-	return g, nil
 }
 
 // close ends the guard; nil is none.
@@ -59,79 +63,101 @@ func (g *guard) close() {
 	if g != nil {
 		g.stop()
 		<-g.done
-		g.abort.Close()
 	}
 }
 
-// keep has a guard run until ctx ends. It reports how the first start went.
-func (g *guard) keep(ctx context.Context, started chan<- error) {
+// keep has a guard run until ctx ends, if the first one can do its work.
+func (g *guard) keep(ctx context.Context) {
 	runtime.LockOSThread() // see guardSignal
 	defer runtime.UnlockOSThread()
 	defer close(g.done)
-	cmd, err := g.start(ctx)
-	if started <- err; err != nil {
+	p, err := startGuardProcess(ctx)
+	if err != nil {
+		g.log.Warn("guard of the mount", "err", err)
 		return
 	}
-	for {
-		if err == nil {
-			err = cmd.Wait()
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		g.log.Warn("the mount has no guard and gets another", "err", err)
+	var connection string
+	select {
+	case connection = <-g.connection:
+		err = p.watch(connection)
+		g.watching <- err
+	case <-ctx.Done():
+	}
+	if p.cmd.Wait(); err != nil {
+		return
+	}
+	for ctx.Err() == nil {
+		g.log.Warn("the guard of the mount has ended; it gets another", "err", err)
 		select {
 		case <-time.After(guardPause):
 		case <-ctx.Done():
 			return
 		}
-		cmd, err = g.start(ctx)
+		if p, err = startGuardProcess(ctx); err == nil {
+			err = errors.Join(p.watch(connection), p.cmd.Wait())
+		}
 	}
 }
 
-// start starts a guard that ctx kills.
-func (g *guard) start(ctx context.Context) (*exec.Cmd, error) {
+type guardProcess struct {
+	cmd *exec.Cmd
+	in  io.Writer
+	out io.Reader
+}
+
+// startGuardProcess starts a guard that the end of ctx kills.
+func startGuardProcess(ctx context.Context) (*guardProcess, error) {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "guard")
 	cmd.Args[0] = "flexfs"
 	cmd.Env = []string{"GOMAXPROCS=1"} // and no secrets
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{g.abort}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: guardSignal}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
+	return &guardProcess{cmd, in, out}, cmd.Start()
+}
+
+// watch returns when the guard watches the mount.
+func (p *guardProcess) watch(connection string) error {
+	if _, err := fmt.Fprintln(p.in, connection); err != nil {
+		return err
 	}
-	if _, err := out.Read(make([]byte, 1)); err != nil {
-		return nil, errors.Join(fmt.Errorf("it does not say that it is ready: %w", err), cmd.Wait())
+	if _, err := p.out.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("it has ended: %w", err)
 	}
-	return cmd, nil
+	return nil
 }
 
 func guardCommand() *cli.Command {
 	return &cli.Command{Name: "guard", Usage: "cut a mount off when its process is killed; flexfs mount starts it", Hidden: true, Action: guardMount}
 }
 
-// fuseControl is the type of the file system that abort files are on.
-const fuseControl = 0x65735543
-
-// guardMount is the guard's process.
-func guardMount(*cli.Context) error {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(guardFD, &fs); err != nil || fs.Type != fuseControl {
-		return usagef("flexfs mount starts the guard")
-	}
+// guardMount is the guard's process. It is told the mount on its standard input, and
+// says when it is ready.
+func guardMount(c *cli.Context) error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP) // it ends with the mount
 	killed := make(chan os.Signal, 1)
 	signal.Notify(killed, guardSignal)
-	if _, err := os.Stdout.Write([]byte{'\n'}); err != nil {
+	var connection string
+	if _, err := fmt.Fscanln(c.App.Reader, &connection); err != nil {
+		return usagef("flexfs mount starts the guard")
+	}
+	abort, err := fuse.OpenAbort(connection)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(c.App.Writer); err != nil {
 		return err
 	}
 	<-killed
-	if _, err := unix.Write(guardFD, []byte{'1'}); err != nil {
+	if _, err := abort.Write([]byte{'1'}); err != nil {
 		return fmt.Errorf("cut off the mount whose process was killed: %w", err)
 	}
 	return nil

@@ -68,8 +68,8 @@ type Mount struct {
 	fs      *fuse.FS
 	mounted *fuse.Mounted
 	debug   *debugServer
-	guarded bool   // it is to have a guard
-	guard   *guard // nil: none
+	guarded bool // it is to have a guard
+	guard   *guard
 
 	stop context.CancelFunc // ends what runs in the background
 	wg   sync.WaitGroup     // of that
@@ -83,6 +83,9 @@ func (m *Mount) Listen(ctx context.Context) (err error) {
 	}
 	background, stop := context.WithCancel(context.Background())
 	m.stop, m.started = stop, time.Now()
+	if m.guarded {
+		m.guard = startGuard(m.Log)
+	}
 	defer func() {
 		if err != nil {
 			m.close()
@@ -232,12 +235,8 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		service = sealedMeta{m.client}
 	}
 	_, writing := m.shares()
-	var onMount func(*os.File, error)
-	if m.guarded {
-		onMount = m.startGuard
-	}
 	m.fs = fuse.New(fuse.Config{
-		OnMount: onMount,
+		OnMount: m.onMount,
 		Meta:    service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(writing), Log: m.Log,
 		Stats:  func() any { return m.Stats() },
 		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain,
@@ -251,13 +250,13 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 	return nil
 }
 
-// startGuard starts the guard. Without one, which is rare, the mount works all the
-// same.
-func (m *Mount) startGuard(abort *os.File, err error) {
-	if err == nil {
-		m.guard, err = startGuard(abort, m.Log)
+// onMount has the guard watch the mount. Without one, which is rare, the mount works
+// all the same.
+func (m *Mount) onMount(connection string) {
+	if m.guard == nil {
+		return
 	}
-	if err != nil {
+	if err := m.guard.watch(connection); err != nil {
 		m.Log.Warn("the mount has no guard: if this process is killed, programs that use the mount may hang until umount -f", "err", err)
 	}
 }
