@@ -36,6 +36,9 @@ func (fs *FS) start() (stop func()) {
 	wg.Go(func() { fs.tellClosed(ctx) })
 	wg.Go(func() { fs.writeOut(ctx) })
 	wg.Go(func() { fs.unlockAllLeft(ctx) })
+	if fs.cfg.WriteBehind {
+		wg.Go(func() { fs.tellBehind(ctx) })
+	}
 	return func() {
 		fs.budget.leave(fs)
 		fs.stock.close()

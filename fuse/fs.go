@@ -58,6 +58,10 @@ type Config struct {
 	GiveUp time.Duration
 	Away   func() time.Duration
 
+	// WriteBehind lets the close of a small new file go on before the service
+	// knows the file; see behind.go for what holds then.
+	WriteBehind bool
+
 	// Drain is for how long a mount that ends tries to store what was written;
 	// 0: DefaultDrain.
 	Drain time.Duration
@@ -127,6 +131,8 @@ type FS struct {
 	listings    atomic.Int64 // entries in the listings of directories
 
 	numbers  numbers
+	gather   gatherer
+	behind   behind
 	uploads  chan struct{} // an element per upload under way
 	removals chan struct{} // an element per object that is being removed
 	closes   closer
@@ -216,6 +222,8 @@ func New(cfg Config) *FS {
 
 		spaceEvery: spaceEvery,
 	}
+	fs.gather.fs = fs
+	fs.behind = behind{wake: make(chan struct{}, 1), moved: make(chan struct{})}
 	fs.ctx, fs.cancel = context.WithCancel(context.Background())
 	fs.calls, fs.cutCalls = context.WithCancel(fs.ctx)
 	fs.inode(meta.Root).lookups = 1
@@ -329,14 +337,33 @@ func (c *call) do(req *meta.Request) (*meta.Reply, error) {
 	if err := c.before(req); err != nil {
 		return nil, err
 	}
-	c.fs.stats.Requests.Add(1)
-	rep, err := c.fs.meta.Do(c.wait(), req)
+	rep, err := c.fs.send(c.wait(), req, req.Op == meta.OpUnlink && c.fs.delegated(req.Ino))
 	if err == nil && req.Op.Changes() {
 		for _, a := range [...]*meta.Attr{&rep.Attr, &rep.Parent, &rep.Parent2, &rep.Replaced} {
 			c.fs.alter(a.Ino)
 		}
 	}
 	return rep, err
+}
+
+// send asks the metadata service, together with others if that may be.
+func (fs *FS) send(ctx context.Context, req *meta.Request, together bool) (*meta.Reply, error) {
+	if together {
+		return fs.gather.do(ctx, req)
+	}
+	fs.stats.Requests.Add(1)
+	return fs.meta.Do(ctx, req)
+}
+
+// delegated reports whether a directory is delegated to this mount.
+func (fs *FS) delegated(ino meta.Ino) bool {
+	in := fs.known(ino)
+	if in == nil {
+		return false
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.delegated
 }
 
 // alter notes that this mount changed an inode.

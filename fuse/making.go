@@ -32,6 +32,8 @@ type making struct {
 	mutex  chan struct{} // holds an element while the service is being told
 	asked  bool          // it is, and the attributes are on their way; guarded by inode.mu
 	unsure bool          // it was told, and did not answer; likewise
+	behind bool          // it was closed, and is in FS.behind; likewise
+	writes uint64        // the inode's content.writes when it was asked last; likewise
 }
 
 // mayMake reports whether a file may be made in a directory without asking: then
@@ -119,7 +121,7 @@ func (in *inode) isMade() bool {
 // is held.
 func (m *making) request(in *inode) *meta.Request {
 	a := in.current()
-	m.asked = true
+	m.asked, m.writes = true, in.content.writes
 	return &meta.Request{
 		Op: meta.OpMake, Ino: m.dir.ino, Name: m.name, Ino2: in.ino, Delegate: true,
 		Mode: a.Mode, Uid: a.Uid, Gid: a.Gid, Time: a.Btime, Attr: meta.Attr{Atime: a.Atime, Mtime: a.Mtime, Ctime: a.Ctime},
@@ -156,6 +158,9 @@ func (m *making) done() {
 // tell tells the service of a file, if it was not told. It does not wait for the
 // store of blocks.
 func (fs *FS) tell(ctx context.Context, in *inode) error {
+	if err := fs.behindFirst(ctx); err != nil {
+		return err
+	}
 	m, err := in.toMake(ctx)
 	if m == nil {
 		return err
@@ -166,8 +171,7 @@ func (fs *FS) tell(ctx context.Context, in *inode) error {
 	in.mu.Unlock()
 	recalls := m.dir.recallCount()
 	seq := fs.invals.now()
-	fs.stats.Requests.Add(1)
-	rep, err := fs.meta.Do(ctx, req)
+	rep, err := fs.send(ctx, req, true)
 	if err != nil {
 		return fs.untold(in, m, err)
 	}
@@ -310,6 +314,11 @@ func (fs *FS) tellEach(ctx context.Context, list []*inode) error {
 // before tells the service of the files that it must know to answer a request.
 func (c *call) before(req *meta.Request) error {
 	fs := c.fs
+	if req.Op.Changes() {
+		if err := fs.behindFirst(c.wait()); err != nil {
+			return err
+		}
+	}
 	switch req.Op {
 	case meta.OpMake:
 		return nil

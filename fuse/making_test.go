@@ -17,7 +17,7 @@ import (
 )
 
 // delegated makes a directory in which files are made here first, and returns it.
-func delegated(t *testing.T, fs *FS, mount string) string {
+func delegated(t testing.TB, fs *FS, mount string) string {
 	t.Helper()
 	dir := filepath.Join(mount, "d")
 	must(t, "mkdir", os.Mkdir(dir, 0o755))

@@ -112,7 +112,9 @@ func (c *call) flushFile(op *fuseops.FlushFileOp) error {
 	if err != nil {
 		return err
 	}
-	err = c.sync(h.in)
+	if !c.fs.behind.add(c.fs, h.in) {
+		err = c.sync(h.in)
+	}
 	if h.flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		err = first(h.tell(), err)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -21,16 +22,25 @@ import (
 type countingMeta struct {
 	Meta
 
+	messages atomic.Int64
+
 	mu  sync.Mutex
-	ops map[meta.Op]int
+	ops map[meta.Op]int // those in compounds, too
 }
 
 func (m *countingMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
-	if req.Op != meta.OpClose { // nobody waits for it, and one is for many
-		m.mu.Lock()
+	m.messages.Add(1)
+	m.mu.Lock()
+	switch req.Op {
+	case meta.OpClose: // nobody waits for it, and one is for many
+	case meta.OpCompound:
+		for _, part := range req.Ops {
+			m.ops[part.Op]++
+		}
+	default:
 		m.ops[req.Op]++
-		m.mu.Unlock()
 	}
+	m.mu.Unlock()
 	return m.Meta.Do(ctx, req)
 }
 

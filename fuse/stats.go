@@ -20,6 +20,7 @@ type Stats struct {
 	Invals      atomic.Int64 // inodes that the service told to forget
 	Epochs      atomic.Int64 // times that the kernel was told to forget all names
 	Errors      atomic.Int64 // uploads that failed
+	Behind      atomic.Int64 // closes that did not wait, see Config.WriteBehind
 	Clones      atomic.Int64 // blocks copied without their contents
 	Panics      atomic.Int64 // operations answered with EIO because of a fault here
 }

@@ -364,6 +364,9 @@ const maxMerges = 100
 // what was written is still here, unless the service refused it for good.
 // Versions that it uploaded in vain stay behind for the collector.
 func (fs *FS) flush(ctx context.Context, in *inode) error {
+	if err := fs.behindFirst(ctx); err != nil {
+		return err
+	}
 	if err := in.lock(ctx); err != nil {
 		return err
 	}
@@ -673,9 +676,8 @@ func (fs *FS) commitSome(ctx context.Context, in *inode) (more bool, err error) 
 		recalls = m.dir.recallCount()
 	}
 	seq := fs.invals.now()
-	fs.stats.Requests.Add(1)
 	fs.stats.Commits.Add(1)
-	rep, err := fs.meta.Do(ctx, req)
+	rep, err := fs.send(ctx, req, m != nil)
 	in.mu.Lock()
 	for _, p := range list {
 		p.committing = false

@@ -46,6 +46,8 @@ type Mount struct {
 	At                             int64 // the second since 1970 whose end is shown, or if negative how many seconds ago that was; 0: what is now is shown
 	NonEmpty                       bool  // a mount point with files in it, which the mount hides, is all right
 
+	WriteBehind bool // see fuse.Config
+
 	GiveUp time.Duration // for which calls wait for servers that are out of reach, before they fail; 0: for ever
 	Drain  time.Duration // for which a mount that ends stores what was written; 0: fuse.DefaultDrain
 
@@ -239,7 +241,7 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 		OnMount: m.onMount,
 		Meta:    service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(writing), Log: m.Log,
 		Stats:  func() any { return m.Stats() },
-		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain,
+		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain, WriteBehind: m.WriteBehind,
 		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),
 	})
 	within, cancel := context.WithTimeout(ctx, 2*dialTimeout)

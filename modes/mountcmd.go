@@ -52,6 +52,7 @@ func mountCommand() *cli.Command {
 		boolFlag(&m.NoSUID, "noSUID", "set-user-ID and set-group-ID bits have no effect"),
 		boolFlag(&m.remount, "remount", "change a mount that is there: --ro, --noATime, --noDev, --noExec and --noSUID hold from now on if given, else not"),
 		boolFlag(&m.NonEmpty, "nonEmpty", "mount on a folder that has files, which are hidden meanwhile"),
+		boolFlag(&m.WriteBehind, "writeBehind", "the close of a small new file does not wait for the metadata service, which is told some milliseconds later; after a crash of this machine what was closed last may be missing, and nothing before it; fsync waits as ever"),
 		durationFlag(&m.GiveUp, "giveUp", "`TIME` for which calls wait for a metadata service or bucket that is out of reach, before they fail with EIO until it is back; 0s is for ever, but a signal ends a wait"),
 		durationFlag(&m.Drain, "drainTimeout", "`TIME` for which a mount that is unmounted, or told to end, tries to store what was written; what is not stored then is lost, and named"),
 		debugFlag(&m.DebugAddr),

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -124,10 +125,13 @@ func (s sealedMeta) Volume() meta.Volume {
 
 // Do refuses to send contents.
 func (s sealedMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
-	for _, b := range req.Blocks {
-		if len(b.Data) > 0 {
-			return nil, errors.New("contents of an encrypted volume are not sent to the metadata service")
-		}
+	if hasContents(req) {
+		return nil, errors.New("contents of an encrypted volume are not sent to the metadata service")
 	}
 	return s.Meta.Do(ctx, req)
+}
+
+func hasContents(req *meta.Request) bool {
+	return slices.ContainsFunc(req.Blocks, func(b meta.Block) bool { return len(b.Data) > 0 }) ||
+		slices.ContainsFunc(req.Ops, func(part meta.Request) bool { return hasContents(&part) })
 }

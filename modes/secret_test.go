@@ -107,9 +107,11 @@ func TestContentsOfAnEncryptedVolumeAreNotInline(t *testing.T) {
 	if v := s.Volume(); v.InlineMax != 0 || v.BlockSize != 4096 {
 		t.Errorf("the file system is told %+v", v)
 	}
-	_, err := s.Do(t.Context(), &meta.Request{Op: meta.OpCommit, Blocks: []meta.Block{{}, {Inline: true, Len: 5, Data: []byte("hello")}}})
-	if err == nil || curious.asked != 0 {
-		t.Errorf("a commit with contents: %v, %d requests", err, curious.asked)
+	commit := meta.Request{Op: meta.OpCommit, Blocks: []meta.Block{{}, {Inline: true, Len: 5, Data: []byte("hello")}}}
+	for _, req := range []*meta.Request{&commit, {Op: meta.OpCompound, Ops: []meta.Request{{Op: meta.OpPing}, commit}}} {
+		if _, err := s.Do(t.Context(), req); err == nil || curious.asked != 0 {
+			t.Errorf("%v with contents: %v, %d requests", req.Op, err, curious.asked)
+		}
 	}
 	if _, err := s.Do(t.Context(), &meta.Request{Op: meta.OpCommit, Blocks: []meta.Block{{Len: 5}}}); err != nil || curious.asked != 1 {
 		t.Errorf("a commit of a block: %v, %d requests", err, curious.asked)

@@ -82,8 +82,9 @@ type Mount struct {
 	client *meta.Client
 }
 
-// New starts a World, which ends with the test, and is checked then. The test
-// is skipped where there is no FUSE.
+// New starts a World, which ends with the test, and is checked then. The closes of
+// every second mount do not wait (write-behind), of which nobody may notice
+// anything. The test is skipped where there is no FUSE.
 func New(t testing.TB, opt Options) *World {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
@@ -173,7 +174,7 @@ func (w *World) mount(name, addr string) *Mount {
 	w.t.Cleanup(func() { blocks.Close() })
 	volume, err := store.ParseVolume(volumeID)
 	w.must("parse", err)
-	m.FS = fuse.New(fuse.Config{Meta: service, Blocks: blocks, Volume: volume, Log: w.log.With("mount", name), AllowOther: true})
+	m.FS = fuse.New(fuse.Config{Meta: service, Blocks: blocks, Volume: volume, Log: w.log.With("mount", name), AllowOther: true, WriteBehind: len(w.Mounts)%2 == 1})
 	w.must("connect", m.client.Connect(context.Background()))
 	w.t.Cleanup(func() { m.client.Close() })
 	mounted, err := m.FS.Mount(context.Background(), m.Dir)

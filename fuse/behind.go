@@ -1,0 +1,176 @@
+package fuse
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// With Config.WriteBehind the close of a small file that is being made here, see
+// making, does not wait for the service. It is told of such files soon after, in
+// the order in which they were closed, many in one request. So what is there after
+// a crash of the mount is what was closed up to some moment, as with a journal; and
+// that stays so because the service hears of them before it is asked for any other
+// change, and before an fsync ends. Another mount that looks has the directory asked
+// back, and so sees them at once.
+
+const (
+	// behindDelay is how long a closed file waits for others.
+	behindDelay = 5 * time.Millisecond
+
+	// maxBehind bounds the files that were closed and not told of.
+	maxBehind = 2000
+)
+
+// A behind is the files that were closed and not told of.
+type behind struct {
+	wake chan struct{} // has an element when there is work that is wanted soon
+
+	mu    sync.Mutex
+	queue []*inode      // in the order of their closes
+	added uint64        // all that ever were in queue
+	done  uint64        // all that were dealt with
+	moved chan struct{} // closed when done grows
+	off   bool          // nobody deals with them any more
+}
+
+// add queues a file that was closed, and reports whether its close is done with
+// that.
+func (b *behind) add(fs *FS, in *inode) bool {
+	if !fs.cfg.WriteBehind || !fs.leased() {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	m, ct := in.making, &in.content
+	switch {
+	case m == nil || m.unsure || in.gone:
+		return false
+	case m.behind:
+		return !m.asked || m.writes == ct.writes // nothing was written since
+	case b.off || len(b.queue) >= maxBehind || m.asked || len(ct.up) > 0 || !ct.inline(in.attr.Size, fs.vol().InlineMax):
+		return false
+	}
+	m.behind = true
+	b.queue = append(b.queue, in)
+	b.added++
+	fs.stats.Behind.Add(1)
+	if len(b.queue) == 1 || len(b.queue) == gatherOps {
+		b.poke()
+	}
+	return true
+}
+
+func (b *behind) poke() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the next files.
+func (b *behind) take() (list []*inode) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := min(len(b.queue), gatherOps)
+	list = b.queue[:n:n]
+	b.queue = b.queue[n:]
+	return list
+}
+
+func (b *behind) finished(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.done += uint64(n)
+	close(b.moved)
+	b.moved = make(chan struct{})
+}
+
+// settle returns when all files that were closed before are told of, or it was
+// tried in vain: those that could not be are dirty as any other.
+func (b *behind) settle(ctx context.Context) error {
+	b.mu.Lock()
+	for want := b.added; b.done < want && !b.off; {
+		moved := b.moved
+		b.mu.Unlock()
+		b.poke()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		b.mu.Lock()
+	}
+	b.mu.Unlock()
+	return nil
+}
+
+// behindFirst is called before the service is told of anything else.
+func (fs *FS) behindFirst(ctx context.Context) error {
+	if !fs.cfg.WriteBehind || inOrder(ctx) {
+		return nil
+	}
+	return fs.behind.settle(ctx)
+}
+
+// tellBehind tells of closed files until ctx ends.
+func (fs *FS) tellBehind(ctx context.Context) {
+	b := &fs.behind
+	defer func() {
+		b.mu.Lock()
+		b.off = true
+		close(b.moved)
+		b.mu.Unlock()
+	}()
+	for {
+		select {
+		case <-b.wake:
+		case <-ctx.Done():
+			return
+		}
+		t := time.NewTimer(behindDelay)
+		select {
+		case <-b.wake: // somebody waits, or there are many
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		t.Stop()
+		for list := b.take(); len(list) > 0; list = b.take() {
+			fs.flushInOrder(ctx, list)
+			b.finished(len(list))
+		}
+	}
+}
+
+// orderKey is the key of a context's func() that is called when the change that
+// is made with the context has its place among others.
+type orderKey struct{}
+
+// flushInOrder flushes files at the same time, of which the service hears in the
+// order of the list.
+func (fs *FS) flushInOrder(ctx context.Context, list []*inode) {
+	var wg sync.WaitGroup
+	release := fs.gather.hold()
+	for _, in := range list {
+		placed := make(chan struct{})
+		place := sync.OnceFunc(func() { close(placed) })
+		wg.Go(func() {
+			defer place()
+			fs.flushQuietly(context.WithValue(ctx, orderKey{}, place), in)
+			in.mu.Lock()
+			if in.making != nil { // in vain
+				in.making.behind = false
+			}
+			in.mu.Unlock()
+		})
+		<-placed
+	}
+	release()
+	wg.Wait()
+}
+
+// inOrder tells the context of flushInOrder.
+func inOrder(ctx context.Context) bool { return ctx.Value(orderKey{}) != nil }
