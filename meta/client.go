@@ -446,7 +446,8 @@ func (c *Client) await(ctx context.Context, changed <-chan struct{}) error {
 	}
 }
 
-// publish makes l the connection, nil for none.
+// publish makes l the connection, nil for none. It reports false if the Client is
+// closed, which has none.
 func (c *Client) publish(l *link) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -458,7 +459,7 @@ func (c *Client) publish(l *link) bool {
 	}
 	close(c.changed)
 	c.changed = make(chan struct{})
-	return true
+	return !c.closed
 }
 
 // keep replaces the connection whenever it breaks, until Close.
@@ -468,7 +469,7 @@ func (c *Client) keep() {
 		l := c.link
 		c.mu.Unlock()
 		<-l.ended
-		if c.publish(nil); c.ctx.Err() != nil {
+		if !c.publish(nil) { // the service closes the connection after a bye, too
 			return
 		}
 		c.cfg.Log.Warn("connection to the metadata service is lost", "reason", l.reason())
