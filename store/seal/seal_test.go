@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"flexfs/store"
 	"flexfs/store/mem"
@@ -111,6 +113,67 @@ func TestARandomReadCostsItsFramesOnly(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Where the blocks before were stored as they are, the frames of one whose head is
+// not known are read together with it; a wrong guess costs a request and no more.
+func TestFramesAreReadWithTheHeadWhereTheyShouldBe(t *testing.T) {
+	bucket := &meeting{Store: mem.New(t), met: make(chan struct{})}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	raw, packed := seal.Options{Codec: seal.None}, seal.Options{Codec: seal.LZ4}
+	const blocks = 12
+	plain := map[int][]byte{}
+	for i := range blocks {
+		opt, size := raw, 2<<20
+		switch i {
+		case 6:
+			size = 1 << 20 // of the same kind, but elsewhere
+		case 8: // so small that the frames come with the head
+			opt = packed
+		}
+		plain[i] = bytes.Repeat([]byte{byte(i + 1), 2, 3, 4}, size/4)
+		if err := seal.New(bucket, opt).Put(t.Context(), storetest.Key(i), plain[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := seal.New(bucket, raw)
+	for i := range blocks {
+		const off, n = 3*128<<10 + 100, 4096
+		bucket.gets.Store(0)
+		bucket.wait.Store(i >= 3 && i <= 8) // both requests are on their way before one is answered
+		got, err := s.Get(ctx, storetest.Key(i), off, n)
+		if err != nil || !bytes.Equal(got, plain[i][off:off+n]) {
+			t.Errorf("block %d: %d bytes, %v", i, len(got), err)
+		}
+		want := int64(2)
+		if i == 6 {
+			want = 3
+		}
+		if gets := bucket.gets.Load(); gets != want {
+			t.Errorf("block %d took %d requests, want %d", i, gets, want)
+		}
+	}
+}
+
+// A meeting has the first two requests wait for each other, if they are to.
+type meeting struct {
+	store.Store
+	met  chan struct{}
+	wait atomic.Bool
+	gets atomic.Int64
+}
+
+func (m *meeting) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
+	if nth := m.gets.Add(1); m.wait.Load() && nth <= 2 {
+		select {
+		case m.met <- struct{}{}:
+		case <-m.met:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return m.Store.Get(ctx, key, off, n)
 }
 
 func encode(t *testing.T, opt seal.Options, key store.Key, plain []byte) []byte {

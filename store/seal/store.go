@@ -20,7 +20,7 @@ const maxHeads = 4096
 // New returns a Store of plain blocks that keeps them sealed in next. A range is
 // read with one request if next is a [store.FrameGetter]; otherwise with one for
 // a block whose head is known or whose first frame is wanted, and with two for
-// others. A corrupt block is asked for once more, with [store.WithVerify], so
+// others, at the same time if the blocks before were stored as they are. A corrupt block is asked for once more, with [store.WithVerify], so
 // that a damaged copy in a cache is not the last word.
 func New(next store.Store, opt Options) store.Store { return NewSealer(opt).Over(next) }
 
@@ -34,6 +34,7 @@ type sealed struct {
 	next    store.Store
 	sealer  *Sealer
 	heads   *heads
+	layout  layout
 	buffers sync.Pool // of *[]byte, for Put
 }
 
@@ -105,8 +106,12 @@ func (s *sealed) get(ctx context.Context, key store.Key, off, n int64) ([]byte, 
 func (s *sealed) getRange(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
 	h := s.heads.get(key)
 	var start []byte // of the sealed block
+	var guess *guess
 	if h == nil {
 		var err error
+		if off >= frameSize {
+			guess = s.layout.fetch(ctx, s.next, key, off, n)
+		}
 		if start, err = s.next.Get(ctx, key, 0, firstRead(off, n)); err != nil {
 			return nil, err
 		}
@@ -125,6 +130,8 @@ func (s *sealed) getRange(ctx context.Context, key store.Key, off, n int64) ([]b
 		}
 	case to <= int64(len(start)):
 		frames = start[from:to]
+	case guess.right(from, to):
+		frames = guess.frames
 	case from < to:
 		var err error
 		if frames, err = s.next.Get(ctx, key, from, to-from); err != nil {
@@ -134,6 +141,7 @@ func (s *sealed) getRange(ctx context.Context, key store.Key, off, n int64) ([]b
 	data, err := s.open(h, frames, off, n)
 	if err == nil && start != nil {
 		s.heads.put(h)
+		s.layout.learn(h)
 	}
 	return data, err
 }
@@ -232,4 +240,70 @@ func (c *heads) drop(key store.Key) {
 		c.order.Remove(e)
 		delete(c.byKey, key)
 	}
+}
+
+// A layout guesses where the frames lie of a block whose head is not known: where
+// they lie in those before it, if those are stored as they are. What programs have
+// compressed themselves is, and much of what is read at random is that.
+type layout struct {
+	mu   sync.Mutex
+	like *Head // the longest of the last blocks, all of whose frames are stored as they are
+	seen int   // such blocks, one after the other
+}
+
+// surely is after how many blocks that are stored as they are the next is taken to be.
+const surely = 3
+
+// learn takes note of a block's head.
+func (l *layout) learn(h *Head) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !h.asIs(0, len(h.frames)) {
+		l.like, l.seen = nil, 0
+		return
+	}
+	if l.seen++; l.like == nil || h.plain > l.like.plain {
+		l.like = h
+	}
+}
+
+// fetch begins to read the frames of a range where they should be; nil if there is
+// no telling.
+func (l *layout) fetch(ctx context.Context, from store.Store, key store.Key, off, n int64) *guess {
+	l.mu.Lock()
+	like := l.like
+	if l.seen < surely {
+		like = nil
+	}
+	l.mu.Unlock()
+	if like == nil {
+		return nil
+	}
+	g := &guess{done: make(chan struct{})}
+	if g.from, g.to = like.Span(off, n); g.from == g.to {
+		return nil
+	}
+	go func() {
+		defer close(g.done)
+		g.frames, g.err = from.Get(ctx, key, g.from, g.to-g.from)
+	}()
+	return g
+}
+
+// A guess is a read of frames that may be elsewhere.
+type guess struct {
+	from, to int64
+	done     chan struct{} // closed when frames and err are there
+	frames   []byte
+	err      error
+}
+
+// right reports whether the frames lie from from to to, and were read; nil is no
+// guess.
+func (g *guess) right(from, to int64) bool {
+	if g == nil || g.from != from || g.to != to {
+		return false
+	}
+	<-g.done
+	return g.err == nil && int64(len(g.frames)) == to-from
 }
