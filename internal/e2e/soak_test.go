@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"flexfs/internal/soak"
 )
@@ -365,16 +368,27 @@ func (f *soakFile) resize(size int64) {
 	f.model = append(bytes.Clone(f.model), make([]byte, size-int64(len(f.model)))...)
 }
 
-// mapped reads through a map of the file.
-func (f *soakFile) mapped(file *os.File) error {
+// mapped compares what is read through a map of the file. MAP_POPULATE would not do:
+// where a page cannot be read, as on a mount that was killed, Linux tries for ever.
+func (f *soakFile) mapped(file *os.File) (err error) {
 	if len(f.model) == 0 {
 		return nil
 	}
-	m, err := syscall.Mmap(int(file.Fd()), 0, len(f.model), syscall.PROT_READ, syscall.MAP_SHARED|syscall.MAP_POPULATE)
+	m, err := syscall.Mmap(int(file.Fd()), 0, len(f.model), syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {
 		return named("mmap", err)
 	}
-	return named("munmap", syscall.Munmap(m))
+	defer func() { err = errors.Join(err, named("munmap", syscall.Munmap(m))) }()
+	if err := unix.Madvise(m, unix.MADV_POPULATE_READ); err != nil {
+		return named("populate", err)
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("map: %v", r)
+		}
+	}()
+	return named("map", same(m, f.model))
 }
 
 // recover looks at what a killed mount left: of the acknowledged bytes none may be
