@@ -47,12 +47,16 @@ func TestAFewRowsAreMeasured(t *testing.T) {
 	if err := os.Mkdir(tmp, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-flexfs", program, "-json", report, "-repeats", "1", "-files", "20", "-big", "8388608",
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-flexfs", program, "-json", report, "-markdown", report+".md", "-repeats", "1", "-files", "20", "-big", "8388608",
 		"-run", "^(request PUT 4 MiB, 8 clients|read 4 KiB, cold, 8 threads|sequential write, fsync)$")
 	cmd.Env = append(os.Environ(), beBench+"=1", "TMPDIR="+tmp)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	table, err := os.ReadFile(report + ".md")
+	if err != nil || strings.Count(string(table), "\n") != 2+3 || !strings.Contains(string(table), "\n| sequential write, fsync | ") {
+		t.Errorf("the table for documents is %v\n%s", err, table)
 	}
 	text, err := os.ReadFile(report)
 	if err != nil {

@@ -33,6 +33,7 @@ type options struct {
 	flexfs    string
 	versitygw string
 	json      string
+	markdown  string
 	profiles  string
 	mount     string
 	run       *regexp.Regexp
@@ -57,6 +58,7 @@ func main() {
 	flag.StringVar(&o.flexfs, "flexfs", "bin/flexfs", "the `program` to measure")
 	flag.StringVar(&o.versitygw, "versitygw", "", "the S3 server to use (default: the pinned one, which is built if need be)")
 	flag.StringVar(&o.json, "json", "bin/bench.json", "write the results to this `file` too")
+	flag.StringVar(&o.markdown, "markdown", "", "write the table to this `file` too, as docs/performance.md has it")
 	flag.StringVar(&o.profiles, "cpuprofile", "", "write CPU profiles of mount and metadata service, by row and second, to this `folder`")
 	flag.StringVar(&o.mount, "mount", "", "more `flags` for flexfs mount, separated by spaces")
 	flag.Func("run", "measure only the rows that match this `regexp`", func(s string) (err error) {
@@ -113,12 +115,18 @@ func bench(ctx context.Context, o options) (err error) {
 	}
 	r.print(os.Stdout)
 	text, e := json.MarshalIndent(r, "", "  ")
-	if e == nil && o.json != "" {
-		if e = os.MkdirAll(filepath.Dir(o.json), 0o755); e == nil {
-			e = os.WriteFile(o.json, append(text, '\n'), 0o644)
-		}
+	return errors.Join(err, e, writeFile(o.json, append(text, '\n')), writeFile(o.markdown, []byte(r.markdown())))
+}
+
+// writeFile writes a file that was asked for, and its folder.
+func writeFile(name string, text []byte) error {
+	if name == "" {
+		return nil
 	}
-	return errors.Join(err, e)
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(name, text, 0o644)
 }
 
 func measureAll(ctx context.Context, o options) (r *results, err error) {

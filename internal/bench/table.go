@@ -13,11 +13,25 @@ import (
 func (r *results) print(w io.Writer) {
 	fmt.Fprintf(w, "medians of %s; %d CPUs, Linux %s; bucket %.0f ms away; flexfs mount %s\n", plural(r.Repeats, "repeat"), r.CPUs, r.Kernel, 1e3*r.BucketDelay, r.Mount)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "row\tfloor\tceiling\tflexfs\tunit\tof floor\tof ceil\tof raw\tp50 ms\tp99 ms\tCPU\tper\tmeta/op\treq/op\tfetched\tsent\tpeak MiB\tothers\tgoal\t")
+	fmt.Fprintln(tw, strings.Join(columns, "\t")+"\t")
 	for _, row := range r.Rows {
 		fmt.Fprintln(tw, strings.Join(row.cells(), "\t")+"\t")
 	}
 	tw.Flush()
+}
+
+var columns = []string{"row", "floor", "ceiling", "flexfs", "unit", "of floor", "of ceil", "of raw", "p50 ms", "p99 ms", "CPU", "per", "meta/op", "req/op", "fetched", "sent", "peak MiB", "others", "goal"}
+
+// markdown returns the table as documents have it.
+func (r *results) markdown() string {
+	var b strings.Builder
+	line := func(cells []string) { b.WriteString("| " + strings.Join(cells, " | ") + " |\n") }
+	line(columns)
+	b.WriteString(strings.Repeat("|---", len(columns)) + "|\n")
+	for _, row := range r.Rows {
+		line(row.cells())
+	}
+	return b.String()
 }
 
 func (row rowResult) cells() []string {
