@@ -11,7 +11,7 @@ import (
 // chunkSize is the unit in which memory for dirty data is taken from the
 // budget: a small file costs no more than this, and a random write in a big
 // block no more either.
-const chunkSize = 64 << 10
+const chunkSize = store.PartSize
 
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
@@ -89,12 +89,28 @@ func (d *dirty) write(lo int, p []byte) int64 {
 	took := d.needs(lo, len(p))
 	hi := lo + len(p)
 	for off := lo; off < hi; {
-		off += copy(d.chunk(off / chunkSize)[off%chunkSize:], p[off-lo:])
+		c := off / chunkSize
+		n := copy(d.chunk(c)[off%chunkSize:], p[off-lo:])
+		d.sum(c, off, off+n)
+		off += n
 	}
 	d.spans = d.spans.add(span{lo, hi})
 	d.zero = d.zero.without(span{lo, hi})
 	d.top = max(d.top, hi)
 	return took
+}
+
+// sum notes the checksum of chunk c, if lo..hi was just written and completes it.
+// Else what was noted of it is not so any more.
+func (d *dirty) sum(c, lo, hi int) {
+	start := c * chunkSize
+	switch {
+	case d.loan == nil:
+	case hi == start+chunkSize && (lo == start || d.spans.covers(start, lo)):
+		d.loan.SumPart(c)
+	default:
+		d.loan.ForgetPart(c)
+	}
 }
 
 // punch makes lo..hi zeros, and returns the bytes of budget that it freed.
@@ -197,6 +213,9 @@ func (d *dirty) under(old *dirty) int64 {
 			from, to := max(s.lo, base), min(s.hi, base+chunkSize)
 			if from < to {
 				copy(old.chunk(i)[from-base:to-base], c[from-base:to-base])
+				if old.loan != nil {
+					old.loan.ForgetPart(i)
+				}
 			}
 		}
 		if d.loan == nil {

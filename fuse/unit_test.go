@@ -77,12 +77,27 @@ func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 				}
 			}
 			check(t, d, want, set, seed, step)
+			checkSums(t, d)
 			if mem != d.mem() {
 				t.Fatalf("seed %d step %d: %d bytes accounted for, and it has %d", seed, step, mem, d.mem())
 			}
 		}
 		if freed := d.free(); freed != mem || d.mem() != 0 || lent != 0 {
 			t.Errorf("seed %d: %d bytes given back, want %d; %d blocks are not", seed, freed, mem, lent)
+		}
+	}
+}
+
+// checkSums wants the noted checksums to be those of the bytes.
+func checkSums(t *testing.T, d *dirty) {
+	t.Helper()
+	if d.loan == nil {
+		return
+	}
+	for i := range len(d.loan.Data()) / chunkSize {
+		is, known := d.loan.PartSum(i)
+		if want := store.Sum(t.Context(), d.loan.Data()[i*chunkSize:][:chunkSize]); known && is != want {
+			t.Fatalf("the checksum of part %d is noted as %08x, and is %08x", i, is, want)
 		}
 	}
 }

@@ -63,6 +63,9 @@ func TestAFileIsWrittenFromFewPlaces(t *testing.T) {
 	if lender.lent != blocks || lender.put > 0 {
 		t.Errorf("%d blocks were lent and %d put otherwise, want %d and none", lender.lent, lender.put, blocks)
 	}
+	if most := wholeFrom / store.PartSize; lender.unsummed > most { // those of the first block may be moved
+		t.Errorf("%d parts of blocks came without their checksums, want %d at most", lender.unsummed, most)
+	}
 	if len(lender.places) > blocks/2 { // the race detector has pools forget things
 		t.Errorf("%d blocks were in %d places", blocks, len(lender.places))
 	}
@@ -78,10 +81,11 @@ func TestAFileIsWrittenFromFewPlaces(t *testing.T) {
 type borrower struct {
 	store.Store
 
-	mu     sync.Mutex
-	lent   int
-	put    int
-	places map[*byte]bool
+	mu       sync.Mutex
+	lent     int
+	put      int
+	places   map[*byte]bool
+	unsummed int // parts of which no checksum was noted
 }
 
 func (b *borrower) Put(ctx context.Context, key store.Key, data []byte) error {
@@ -95,6 +99,11 @@ func (b *borrower) Borrow(ctx context.Context, key store.Key, l *store.Loan) err
 	b.mu.Lock()
 	b.lent++
 	b.places[&l.Data()[0]] = true
+	for i := range len(l.Data()) / store.PartSize {
+		if _, known := l.PartSum(i); !known {
+			b.unsummed++
+		}
+	}
 	b.mu.Unlock()
 	return b.Store.Put(ctx, key, l.Data())
 }

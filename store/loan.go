@@ -2,8 +2,12 @@ package store
 
 import (
 	"context"
+	"hash/crc32"
 	"sync/atomic"
 )
+
+// PartSize is the unit in which a [Loan] has checksums.
+const PartSize = 64 << 10
 
 // A Loan is the memory of a block, which several may use: who wrote it, a cache
 // that keeps it, a disk that it is being written to. When the last is done it is
@@ -12,14 +16,20 @@ type Loan struct {
 	mem  []byte
 	room int
 	back func()
+	sums []partSum
 	uses atomic.Int32
+}
+
+type partSum struct {
+	sum   uint32
+	known bool
 }
 
 // NewLoan returns a Loan that the caller uses until it calls Done. After its first
 // room bytes, which are free, mem has the block. back is called when nobody uses
 // it any more.
 func NewLoan(mem []byte, room int, back func()) *Loan {
-	l := &Loan{mem: mem[:len(mem):len(mem)], room: room, back: back}
+	l := &Loan{mem: mem[:len(mem):len(mem)], room: room, back: back, sums: make([]partSum, (len(mem)-room)/PartSize)}
 	l.uses.Store(1)
 	return l
 }
@@ -31,6 +41,19 @@ func (l *Loan) Data() []byte { return l.mem[l.room:] }
 // Room returns all of the memory, and how much of it lies before the block. A
 // Store that is lent it may write there until it returns.
 func (l *Loan) Room() (mem []byte, room int) { return l.mem, l.room }
+
+// SumPart notes the CRC-32C of the i-th PartSize bytes of the block, which whoever
+// changes one of them forgets. It costs a fraction while they are in the processor's
+// cache.
+func (l *Loan) SumPart(i int) {
+	l.sums[i] = partSum{crc32.Checksum(l.Data()[i*PartSize:][:PartSize], castagnoli), true}
+}
+
+// ForgetPart takes back what SumPart noted.
+func (l *Loan) ForgetPart(i int) { l.sums[i].known = false }
+
+// PartSum returns what SumPart noted.
+func (l *Loan) PartSum(i int) (sum uint32, known bool) { return l.sums[i].sum, l.sums[i].known }
 
 // Keep is said by one more user, while another is not done.
 func (l *Loan) Keep() { l.uses.Add(1) }

@@ -78,7 +78,7 @@ func (s *Sealer) encode(dst []byte, key store.Key, plain []byte) ([]byte, uint32
 		frames[i] = b[at : at+n]
 		at += n + overhead
 	}
-	sum, err := s.finish(head, key, frames)
+	sum, err := s.finish(head, key, frames, func(i int) uint32 { return checksum(frames[i]) })
 	if err != nil {
 		return dst, 0, err
 	}
@@ -94,7 +94,8 @@ func Room(n int) int {
 // inPlace seals a block where it is, if none of it is to be compressed or
 // encrypted: then the sealed form is a head in the room before it. It
 // returns that and its CRC-32C, or nil.
-func (s *Sealer) inPlace(key store.Key, mem []byte, room int) (sealed []byte, sum uint32, err error) {
+func (s *Sealer) inPlace(key store.Key, l *store.Loan) (sealed []byte, sum uint32, err error) {
+	mem, room := l.Room()
 	plain := mem[room:]
 	from := room - Room(len(plain))
 	if s.keys != nil || from < 0 || len(plain) > store.MaxBlock || len(plain)%frameSize != 0 {
@@ -111,7 +112,12 @@ func (s *Sealer) inPlace(key store.Key, mem []byte, room int) (sealed []byte, su
 	for range frames {
 		head = appendEntry(head, frameSize, true)
 	}
-	sum, err = s.finish(head, key, frames)
+	sum, err = s.finish(head, key, frames, func(i int) uint32 {
+		if sum, ok := partsSum(l, i); ok {
+			return sum
+		}
+		return checksum(frames[i])
+	})
 	return mem[from:], sum, err
 }
 
@@ -152,8 +158,8 @@ func (s *Sealer) pack(dst, plain []byte) (n int, asIs bool, err error) {
 
 // finish encrypts the frames in place, and completes the head: nonce,
 // checksums, tag. Behind each frame there is room for a tag, if it is encrypted. It
-// returns the CRC-32C of all.
-func (s *Sealer) finish(head []byte, key store.Key, frames [][]byte) (uint32, error) {
+// returns the CRC-32C of all, with those of the frames from sumOf.
+func (s *Sealer) finish(head []byte, key store.Key, frames [][]byte, sumOf func(i int) uint32) (uint32, error) {
 	var aead cipher.AEAD
 	var nonce [nonceLen]byte
 	if s.keys != nil {
@@ -171,7 +177,7 @@ func (s *Sealer) finish(head []byte, key store.Key, frames [][]byte) (uint32, er
 			f = aead.Seal(f[:0:len(f)+tagLen], nonceFor(nonce, uint32(i)), f, nil)
 			frames[i] = f
 		}
-		binary.BigEndian.PutUint32(entries[i*entryLen+4:], checksum(f))
+		binary.BigEndian.PutUint32(entries[i*entryLen+4:], sumOf(i))
 	}
 	if aead != nil {
 		head = aead.Seal(head, nonceFor(nonce, headNonce), nil, head)

@@ -60,8 +60,7 @@ func (s *sealed) Put(ctx context.Context, key store.Key, data []byte) error {
 // Borrow implements [store.Borrower]. A block that is stored as it is, and has room
 // before it, is sealed where it is.
 func (s *sealed) Borrow(ctx context.Context, key store.Key, l *store.Loan) error {
-	mem, room := l.Room()
-	b, sum, err := s.sealer.inPlace(key, mem, room)
+	b, sum, err := s.sealer.inPlace(key, l)
 	if err != nil {
 		return err
 	}

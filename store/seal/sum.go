@@ -1,6 +1,10 @@
 package seal
 
-import "hash/crc32"
+import (
+	"hash/crc32"
+
+	"flexfs/store"
+)
 
 // Checksums of parts make that of the whole, without a look at the bytes: a CRC is
 // the remainder of a polynomial, and n more bytes behind it multiply that by x^8n.
@@ -9,13 +13,30 @@ import "hash/crc32"
 // joinSums returns the CRC-32C of two parts, from theirs and the length of the
 // second.
 func joinSums(first, second uint32, n int) uint32 {
-	if n == frameSize { // the usual one
+	switch n { // the usual ones
+	case frameSize:
 		return times(first, overFrame) ^ second
+	case store.PartSize:
+		return times(first, overPart) ^ second
 	}
 	return times(first, power(n)) ^ second
 }
 
-var overFrame = power(frameSize)
+var overFrame, overPart = power(frameSize), power(store.PartSize)
+
+// partsSum returns the CRC-32C of frame i of a block, if that of all its parts was
+// noted.
+func partsSum(l *store.Loan, i int) (sum uint32, ok bool) {
+	const parts = frameSize / store.PartSize
+	for p := i * parts; p < (i+1)*parts; p++ {
+		part, known := l.PartSum(p)
+		if !known {
+			return 0, false
+		}
+		sum = joinSums(sum, part, store.PartSize)
+	}
+	return sum, true
+}
 
 // power returns x^8n.
 func power(n int) uint32 {
