@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"flexfs/meta"
 )
 
 // With Config.WriteBehind the close of a small file that is being made here, see
@@ -20,6 +22,10 @@ const (
 
 	// maxBehind bounds the files that were closed and not told of.
 	maxBehind = 2000
+
+	// manyRoom is how many closes may be behind before the volume's limits are
+	// looked at again.
+	manyRoom = 10_000
 )
 
 // A behind is the files that were closed and not told of.
@@ -32,6 +38,7 @@ type behind struct {
 	done  uint64        // all that were dealt with
 	moved chan struct{} // closed when done grows
 	off   bool          // nobody deals with them any more
+	room  int           // for so many more files the volume has room
 }
 
 // add queues a file that was closed, and reports whether its close is done with
@@ -50,12 +57,13 @@ func (b *behind) add(fs *FS, in *inode) bool {
 		return false
 	case m.behind:
 		return !m.asked || m.writes == ct.writes // nothing was written since
-	case b.off || len(b.queue) >= maxBehind || m.asked || len(ct.up) > 0 || !ct.inline(in.attr.Size, fs.vol().InlineMax):
+	case b.off || b.room == 0 || len(b.queue) >= maxBehind || m.asked || len(ct.up) > 0 || !ct.inline(in.attr.Size, fs.vol().InlineMax):
 		return false
 	}
 	m.behind = true
 	b.queue = append(b.queue, in)
 	b.added++
+	b.room--
 	fs.stats.Behind.Add(1)
 	if len(b.queue) == 1 || len(b.queue) == gatherOps {
 		b.poke()
@@ -125,8 +133,15 @@ func (fs *FS) tellBehind(ctx context.Context) {
 		b.mu.Unlock()
 	}()
 	for {
+		var later <-chan time.Time
+		if b.scarce() {
+			fs.lookForRoom(ctx)
+			later = time.After(time.Second)
+		}
 		select {
 		case <-b.wake:
+		case <-later:
+			continue
 		case <-ctx.Done():
 			return
 		}
@@ -142,6 +157,32 @@ func (fs *FS) tellBehind(ctx context.Context) {
 			fs.flushInOrder(ctx, list)
 			b.finished(len(list))
 		}
+	}
+}
+
+// scarce reports whether there may soon be no room that is known.
+func (b *behind) scarce() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.room < maxBehind
+}
+
+// lookForRoom looks how many more files the volume may have. Other mounts make some,
+// too, so a part of them counts. (That its bytes come to an end is known otherwise.)
+func (fs *FS) lookForRoom(ctx context.Context) {
+	fs.stats.Requests.Add(1)
+	rep, err := fs.meta.Do(ctx, &meta.Request{Op: meta.OpStatfs})
+	b := &fs.behind
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err != nil:
+		b.room = 0
+	case rep.Statfs.MaxInodes == 0:
+		b.room = manyRoom
+	default:
+		free := max(int(rep.Statfs.MaxInodes)-int(rep.Statfs.Inodes)-len(b.queue), 0)
+		b.room = min(free/4, manyRoom)
 	}
 }
 

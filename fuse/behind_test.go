@@ -91,6 +91,11 @@ func (w *world) behindMount() (*FS, *gateMeta, string) {
 	dir := delegated(w.t, fs, w.mountFS(fs))
 	must(w.t, "a first file, for which numbers are reserved", os.WriteFile(filepath.Join(dir, "first"), []byte("first"), 0o644))
 	must(w.t, "settle", fs.behind.settle(w.t.Context()))
+	for deadline := time.Now().Add(10 * time.Second); fs.behind.scarce(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.t.Fatal("nobody looks whether there is room")
+		}
+	}
 	m.sent()
 	return fs, m, dir
 }
@@ -341,5 +346,38 @@ func TestWhatIsHeldHoldsUpNothingElse(t *testing.T) {
 	release()
 	if err := <-done; err != nil {
 		t.Errorf("one that was held: %v", err)
+	}
+}
+
+// Near the volume's limit of inodes closes wait again, so none is taken back.
+func TestClosesBehindStopWhereRoomIsScarce(t *testing.T) {
+	const inodes = 200
+	q := newQuotaWorld(t, 0, inodes)
+	fs, mount := q.mount("behind", Config{WriteBehind: true})
+	dir := delegated(t, fs, mount)
+	closed := 0
+	for ; closed < 2*inodes; closed++ {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(closed)), []byte("x"), 0o644); err != nil {
+			if !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("the volume is full: %v", err)
+			}
+			break
+		}
+		if closed%10 == 0 { // so that some are behind, and the room is looked at again
+			time.Sleep(2 * behindDelay)
+		}
+	}
+	must(t, "settle", fs.behind.settle(t.Context()))
+	_, other := q.mount("other", Config{})
+	for i := range closed {
+		if _, err := os.Stat(filepath.Join(other, "d", fmt.Sprint(i))); err != nil {
+			t.Errorf("one of %d files that were closed: %v", closed, err)
+		}
+	}
+	if want := inodes - 2; closed != want { // the root and d
+		t.Errorf("%d files were closed, want %d", closed, want)
+	}
+	if n := fs.stats.Behind.Load(); n == 0 || n >= int64(closed) {
+		t.Errorf("%d of %d closes did not wait", n, closed)
 	}
 }
