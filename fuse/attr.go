@@ -121,15 +121,11 @@ func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 	if err := in.lostLock(); err != nil {
 		return err
 	}
-	ctx := c.wait()
-	if err := c.fs.tell(ctx, in); err != nil {
-		return err
-	}
-	if err := in.lock(ctx); err != nil {
+	if err := c.alone(in); err != nil {
 		return err
 	}
 	defer in.unlock()
-	if err := in.waitUploads(ctx); err != nil {
+	if err := in.waitUploads(c.wait()); err != nil {
 		return err
 	}
 	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize | kill}

@@ -123,6 +123,31 @@ func (fs *FS) behindFirst(ctx context.Context) error {
 	return fs.behind.settle(ctx)
 }
 
+// settle has the service told of what was closed before the call began.
+func (c *call) settle() error {
+	if c.settled {
+		return nil
+	}
+	if err := c.fs.behindFirst(c.wait()); err != nil {
+		return err
+	}
+	c.settled = true
+	return nil
+}
+
+// alone locks a file for flushing, as [inode.lock] does, for a call that asks for
+// changes meanwhile: so nothing that these wait for may be a flush of the file.
+func (c *call) alone(in *inode) error {
+	if err := c.settle(); err != nil {
+		return err
+	}
+	ctx := c.wait()
+	if err := c.fs.tell(ctx, in); err != nil { // it is not behind any more, and will not be
+		return err
+	}
+	return in.lock(ctx)
+}
+
 // tellBehind tells of closed files until ctx ends.
 func (fs *FS) tellBehind(ctx context.Context) {
 	b := &fs.behind

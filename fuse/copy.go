@@ -1,7 +1,6 @@
 package fuse
 
 import (
-	"context"
 	"syscall"
 
 	"github.com/jacobsa/fuse/fuseops"
@@ -97,7 +96,7 @@ func (c *call) clone(r *copying) (uint64, error) {
 			return 0, err
 		}
 	}
-	err = c.cloneBlocks(ctx, r, blocks, n)
+	err = c.cloneBlocks(r, blocks, n)
 	switch refusal(err) {
 	case 0:
 	case syscall.EINVAL, syscall.ESTALE, syscall.ENOSYS: // it has to be copied
@@ -138,10 +137,10 @@ func (c *call) cloneable(r *copying) (blocks uint32, n uint64, err error) {
 }
 
 // cloneBlocks asks the service for it.
-func (c *call) cloneBlocks(ctx context.Context, r *copying, blocks uint32, n uint64) error {
+func (c *call) cloneBlocks(r *copying, blocks uint32, n uint64) error {
 	fs, in := c.fs, r.to
 	bs := uint64(fs.blockSize())
-	if err := in.lock(ctx); err != nil {
+	if err := c.alone(in); err != nil {
 		return err
 	}
 	defer in.unlock()

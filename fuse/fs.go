@@ -262,6 +262,8 @@ type call struct {
 	lists bool       // it tells entries with attributes
 	gated bool       // fs.gate is held for reading
 	given []meta.Ino // lookup counts that the answer gives the kernel
+
+	settled bool // the service was told of what was closed before
 }
 
 func (fs *FS) newCall(op context.Context, detach func()) *call {

@@ -155,16 +155,32 @@ func (m *making) done() {
 	}
 }
 
-// tell tells the service of a file, if it was not told. It does not wait for the
-// store of blocks.
+// tell tells the service of a file, if it was not told, after those that were closed
+// before. It does not wait for the store of blocks.
 func (fs *FS) tell(ctx context.Context, in *inode) error {
-	if err := fs.behindFirst(ctx); err != nil {
-		return err
+	for {
+		if err := fs.behindFirst(ctx); err != nil {
+			return err
+		}
+		m, err := in.toMake(ctx)
+		if m == nil {
+			return err
+		}
+		in.mu.Lock()
+		closed := m.behind // just now: it is told of with its contents
+		if !closed {
+			m.asked = true
+		}
+		in.mu.Unlock()
+		if !closed {
+			return fs.tellNow(ctx, in, m)
+		}
+		m.done()
 	}
-	m, err := in.toMake(ctx)
-	if m == nil {
-		return err
-	}
+}
+
+// tellNow tells the service of a file, and ends m.
+func (fs *FS) tellNow(ctx context.Context, in *inode, m *making) error {
 	defer m.done()
 	in.mu.Lock()
 	req := m.request(in)
@@ -315,7 +331,7 @@ func (fs *FS) tellEach(ctx context.Context, list []*inode) error {
 func (c *call) before(req *meta.Request) error {
 	fs := c.fs
 	if req.Op.Changes() {
-		if err := fs.behindFirst(c.wait()); err != nil {
+		if err := c.settle(); err != nil {
 			return err
 		}
 	}

@@ -458,8 +458,7 @@ func (fs *FS) punchPart(ct *content, from, to uint64) {
 // punch makes committed blocks holes.
 func (c *call) punch(in *inode, first, last uint32) error {
 	fs := c.fs
-	ctx := c.wait()
-	if err := in.lock(ctx); err != nil {
+	if err := c.alone(in); err != nil {
 		return err
 	}
 	defer in.unlock()

@@ -486,8 +486,12 @@ func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
 	wrote, known := in.content.wrote, in.valid && fs.leased() || in.making != nil
 	tell := in.making != nil && (!wrote || in.making.unsure)
 	in.mu.Unlock()
-	if tell {
-		if err := fs.tell(ctx, in); err != nil {
+	if tell { // of what was closed before flush was
+		m, err := in.toMake(ctx)
+		if m != nil {
+			err = fs.tellNow(ctx, in, m)
+		}
+		if err != nil {
 			return err
 		}
 	}
