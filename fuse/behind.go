@@ -3,6 +3,7 @@ package fuse
 import (
 	"context"
 	"sync"
+	"syscall"
 	"time"
 
 	"flexfs/meta"
@@ -39,6 +40,7 @@ type behind struct {
 	moved chan struct{} // closed when done grows
 	off   bool          // nobody deals with them any more
 	room  int           // for so many more files the volume has room
+	lost  int           // how often all were given up
 }
 
 // add queues a file that was closed, and reports whether its close is done with
@@ -56,11 +58,11 @@ func (b *behind) add(fs *FS, in *inode) bool {
 	case m == nil || m.unsure || in.gone:
 		return false
 	case m.behind:
-		return !m.asked || m.writes == ct.writes // nothing was written since
+		return m.closed == ct.writes // nothing was written since
 	case b.off || b.room == 0 || len(b.queue) >= maxBehind || m.asked || len(ct.up) > 0 || !ct.inline(in.attr.Size, fs.vol().InlineMax):
 		return false
 	}
-	m.behind = true
+	m.behind, m.closed = true, ct.writes
 	b.queue = append(b.queue, in)
 	b.added++
 	b.room--
@@ -78,16 +80,29 @@ func (b *behind) poke() {
 	}
 }
 
-// take returns the next files.
-func (b *behind) take() (list []*inode) {
+// take returns the next files, and how often all were given up before.
+func (b *behind) take() (list []*inode, lost int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := min(len(b.queue), gatherOps)
 	list = b.queue[:n:n]
 	b.queue = b.queue[n:]
-	return list
+	return list, b.lost
 }
 
+// back puts files at the head of the queue again, unless all were given up since
+// lost.
+func (b *behind) back(list []*inode, lost int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.lost != lost {
+		return false
+	}
+	b.queue = append(list, b.queue...)
+	return true
+}
+
+// finished notes that so many more were dealt with.
 func (b *behind) finished(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -96,22 +111,52 @@ func (b *behind) finished(n int) {
 	b.moved = make(chan struct{})
 }
 
-// settle returns when all files that were closed before are told of, or it was
-// tried in vain: those that could not be are dirty as any other.
-func (b *behind) settle(ctx context.Context) error {
+// giveUp makes all that wait files like others that are not stored.
+func (b *behind) giveUp() {
 	b.mu.Lock()
+	list := b.queue
+	b.queue = nil
+	b.lost++
+	b.mu.Unlock()
+	for _, in := range list {
+		in.notBehind()
+	}
+	b.finished(len(list))
+}
+
+func (in *inode) notBehind() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.making != nil {
+		in.making.behind = false
+	}
+}
+
+// settle returns when all files that were closed before are told of.
+func (b *behind) settle(ctx context.Context, fs *FS) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for want := b.added; b.done < want && !b.off; {
 		moved := b.moved
 		b.mu.Unlock()
 		b.poke()
+		t := time.NewTimer(time.Second)
+		var err error
 		select {
 		case <-moved:
+		case <-t.C:
+			if limit := fs.cfg.GiveUp; limit > 0 && fs.away() >= limit {
+				err = syscall.EIO
+			}
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			err = context.Cause(ctx)
 		}
+		t.Stop()
 		b.mu.Lock()
+		if err != nil {
+			return err
+		}
 	}
-	b.mu.Unlock()
 	return nil
 }
 
@@ -120,7 +165,7 @@ func (fs *FS) behindFirst(ctx context.Context) error {
 	if !fs.cfg.WriteBehind || inOrder(ctx) {
 		return nil
 	}
-	return fs.behind.settle(ctx)
+	return fs.behind.settle(ctx, fs)
 }
 
 // settle has the service told of what was closed before the call began.
@@ -154,8 +199,8 @@ func (fs *FS) tellBehind(ctx context.Context) {
 	defer func() {
 		b.mu.Lock()
 		b.off = true
-		close(b.moved)
 		b.mu.Unlock()
+		b.giveUp()
 	}()
 	for {
 		var later <-chan time.Time
@@ -178,8 +223,16 @@ func (fs *FS) tellBehind(ctx context.Context) {
 			return
 		}
 		t.Stop()
-		for list := b.take(); len(list) > 0; list = b.take() {
-			fs.flushInOrder(ctx, list)
+		for list, lost := b.take(); len(list) > 0; list, lost = b.take() {
+			left := fs.flushInOrder(ctx, list)
+			if len(left) > 0 && ctx.Err() == nil && b.back(left, lost) { // the service is away: it hears of them first
+				b.finished(len(list) - len(left))
+				pause(ctx, tick)
+				continue
+			}
+			for _, in := range left { // others may have the directories by now
+				in.notBehind()
+			}
 			b.finished(len(list))
 		}
 	}
@@ -216,8 +269,8 @@ func (fs *FS) lookForRoom(ctx context.Context) {
 type orderKey struct{}
 
 // flushInOrder flushes files at the same time, of which the service hears in the
-// order of the list.
-func (fs *FS) flushInOrder(ctx context.Context, list []*inode) {
+// order of the list. It returns those of which it is not known to have heard.
+func (fs *FS) flushInOrder(ctx context.Context, list []*inode) (left []*inode) {
 	var wg sync.WaitGroup
 	release := fs.gather.hold()
 	for _, in := range list {
@@ -226,16 +279,17 @@ func (fs *FS) flushInOrder(ctx context.Context, list []*inode) {
 		wg.Go(func() {
 			defer place()
 			fs.flushQuietly(context.WithValue(ctx, orderKey{}, place), in)
-			in.mu.Lock()
-			if in.making != nil { // in vain
-				in.making.behind = false
-			}
-			in.mu.Unlock()
 		})
 		<-placed
 	}
 	release()
 	wg.Wait()
+	for _, in := range list {
+		if !in.isMade() {
+			left = append(left, in)
+		}
+	}
+	return left
 }
 
 // inOrder tells the context of flushInOrder.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flexfs/meta"
+	"flexfs/store"
 )
 
 // A gateMeta can hold changes up, and notes what the service is asked to change, in
@@ -90,7 +91,7 @@ func (w *world) behindMount() (*FS, *gateMeta, string) {
 	fs.meta = m
 	dir := delegated(w.t, fs, w.mountFS(fs))
 	must(w.t, "a first file, for which numbers are reserved", os.WriteFile(filepath.Join(dir, "first"), []byte("first"), 0o644))
-	must(w.t, "settle", fs.behind.settle(w.t.Context()))
+	must(w.t, "settle", fs.behind.settle(w.t.Context(), fs))
 	for deadline := time.Now().Add(10 * time.Second); fs.behind.scarce(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatal("nobody looks whether there is room")
@@ -235,7 +236,7 @@ func TestClosesThatDidNotWaitAndFail(t *testing.T) {
 			must(t, "append", errors.Join(err, f.Close()))
 		}
 	}
-	must(t, "settle", fs.behind.settle(t.Context()))
+	must(t, "settle", fs.behind.settle(t.Context(), fs))
 	_, other := w.mount("other", Config{})
 	for i := range 30 {
 		name := fmt.Sprint(i)
@@ -367,7 +368,7 @@ func TestClosesBehindStopWhereRoomIsScarce(t *testing.T) {
 			time.Sleep(2 * behindDelay)
 		}
 	}
-	must(t, "settle", fs.behind.settle(t.Context()))
+	must(t, "settle", fs.behind.settle(t.Context(), fs))
 	_, other := q.mount("other", Config{})
 	for i := range closed {
 		if _, err := os.Stat(filepath.Join(other, "d", fmt.Sprint(i))); err != nil {
@@ -380,4 +381,149 @@ func TestClosesBehindStopWhereRoomIsScarce(t *testing.T) {
 	if n := fs.stats.Behind.Load(); n == 0 || n >= int64(closed) {
 		t.Errorf("%d of %d closes did not wait", n, closed)
 	}
+}
+
+// inodeOf returns the inode that is known by a name.
+func inodeOf(t *testing.T, fs *FS, name string) *inode {
+	t.Helper()
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, in := range fs.inodes {
+		in.mu.Lock()
+		is := in.name
+		in.mu.Unlock()
+		if is == name {
+			return in
+		}
+	}
+	t.Fatalf("no inode of %s", name)
+	return nil
+}
+
+// opened opens a file that is there once more.
+func opened(t *testing.T, name string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	must(t, "open", err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// within fails the test if what is to come over done does not.
+func within(t *testing.T, what string, done <-chan error) {
+	t.Helper()
+	select {
+	case err := <-done:
+		must(t, what, err)
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s does not end", what)
+	}
+}
+
+// An fsync waits for what was closed before, also where it has nothing to store.
+func TestAnFsyncOfWhatIsStoredWaitsForClosesBehind(t *testing.T) {
+	w := newWorld(t)
+	_, m, dir := w.behindMount()
+	file := opened(t, filepath.Join(dir, "first"))
+	root, err := os.Open(filepath.Dir(dir))
+	must(t, "open", err)
+	defer root.Close()
+	m.close()
+	makeFiles(t, dir, 0, 3)
+	synced := make(chan error, 2)
+	for _, f := range []*os.File{file, root} {
+		go func() { synced <- f.Sync() }()
+	}
+	select {
+	case err := <-synced:
+		t.Errorf("an fsync does not wait: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	m.open()
+	within(t, "fsync", synced)
+	within(t, "fsync", synced)
+}
+
+// A close is not done while its last write is in no request.
+func TestACloseWaitsForWhatWasWrittenSinceTheLast(t *testing.T) {
+	w := newWorld(t)
+	fs, _, dir := w.behindMount()
+	_, other := w.mount("other", Config{})
+	f := createHere(t, filepath.Join(dir, "f"))
+	defer f.Close()
+	again, third := opened(t, f.Name()), opened(t, f.Name())
+	_, err := f.WriteString("a")
+	must(t, "write", err)
+	in := inodeOf(t, fs, "f")
+	in.mu.Lock()
+	making := in.making
+	in.mu.Unlock()
+	making.mutex <- struct{}{} // the flush has what is written now, and does not get to its request
+	must(t, "close", again.Close())
+	time.Sleep(10 * behindDelay)
+	_, err = f.WriteString("b")
+	must(t, "write", err)
+	closed := make(chan error, 1)
+	go func() { closed <- third.Close() }()
+	time.Sleep(10 * time.Millisecond)
+	<-making.mutex
+	within(t, "close", closed)
+	expect(t, "read elsewhere", filepath.Join(other, "d", "f"), []byte("ab"))
+}
+
+// Nobody waits for a bucket that is away because a file that was closed has grown.
+func TestAClosedFileThatGrowsHoldsUpNobody(t *testing.T) {
+	w := newWorld(t)
+	_, m, dir := w.behindMount()
+	_, other := w.mount("other", Config{})
+	f := createHere(t, filepath.Join(dir, "f"))
+	again := opened(t, f.Name())
+	away := make(chan struct{})
+	w.bucket.setFail(func(string, store.Key) error { <-away; return nil })
+	m.close()
+	makeFiles(t, dir, 0, 1)
+	time.Sleep(10 * behindDelay) // it is under way, and what follows waits for it
+	_, err := f.WriteString("small")
+	must(t, "write", err)
+	must(t, "close", again.Close())
+	grown, made, seen := make(chan error, 1), make(chan error, 1), make(chan error, 1)
+	go func() { _, err := f.Write(make([]byte, 300<<10)); grown <- err }()
+	time.Sleep(10 * time.Millisecond)
+	m.open()
+	defer func() {
+		close(away)
+		must(t, "close", f.Close())
+	}()
+	within(t, "write", grown)
+	go func() { made <- os.Mkdir(filepath.Join(dir, "x"), 0o755) }()
+	go func() { _, err := os.ReadDir(filepath.Join(other, "d")); seen <- err }()
+	within(t, "mkdir", made)
+	within(t, "ls on the other mount", seen)
+}
+
+// Who flushes a file does not wait for the queue with the file locked, as the queue
+// may wait for the lock.
+func TestAFlushAndTheCloseOfTheSameFileDoNotWaitForEachOther(t *testing.T) {
+	w := newWorld(t)
+	fs, m, dir := w.behindMount()
+	f := createHere(t, filepath.Join(dir, "f"))
+	again := opened(t, f.Name())
+	in := inodeOf(t, fs, "f")
+	must(t, "lock", in.lock(t.Context()))
+	flushed := make(chan error, 1)
+	go func() { flushed <- fs.flush(t.Context(), in) }()
+	time.Sleep(20 * time.Millisecond) // it waits for the lock
+	m.close()
+	makeFiles(t, dir, 0, 1)
+	time.Sleep(10 * behindDelay) // under way
+	makeFiles(t, dir, 1, 2)
+	in.unlock()
+	time.Sleep(20 * time.Millisecond) // the flush is about to tell of the file
+	closed := make(chan error, 1)
+	go func() { closed <- again.Close() }()
+	time.Sleep(20 * time.Millisecond)
+	m.open()
+	within(t, "flush", flushed)
+	within(t, "close", closed)
+	must(t, "close", f.Close())
 }

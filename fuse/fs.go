@@ -344,7 +344,11 @@ func (c *call) do(req *meta.Request) (*meta.Reply, error) {
 	if err := c.before(req); err != nil {
 		return nil, err
 	}
-	rep, err := c.fs.send(c.wait(), req, req.Op == meta.OpUnlink && c.fs.delegated(req.Ino))
+	dir := meta.Ino(0)
+	if req.Op == meta.OpUnlink {
+		dir = req.Ino
+	}
+	rep, err := c.fs.send(c.wait(), req, dir)
 	if err == nil && req.Op.Changes() {
 		for _, a := range [...]*meta.Attr{&rep.Attr, &rep.Parent, &rep.Parent2, &rep.Replaced} {
 			c.fs.alter(a.Ino)
@@ -353,9 +357,10 @@ func (c *call) do(req *meta.Request) (*meta.Reply, error) {
 	return rep, err
 }
 
-// send asks the metadata service, together with others if that may be.
-func (fs *FS) send(ctx context.Context, req *meta.Request, together bool) (*meta.Reply, error) {
-	if together {
+// send asks the metadata service for a change in a directory, together with others if
+// the directory is delegated, or as is the way of flushInOrder.
+func (fs *FS) send(ctx context.Context, req *meta.Request, dir meta.Ino) (*meta.Reply, error) {
+	if inOrder(ctx) || fs.delegated(dir) {
 		return fs.gather.do(ctx, req)
 	}
 	fs.stats.Requests.Add(1)

@@ -15,7 +15,7 @@ import (
 //
 // It is for changes that nobody else is asked about, as in a directory that is
 // delegated to this mount: a change that waits for others holds up what came after
-// it.
+// it. And others may wait for them, so all of them are urgent.
 type gatherer struct {
 	fs *FS
 
@@ -37,7 +37,7 @@ const (
 	// gatherBytes bounds the contents that go in one compound.
 	gatherBytes = 1 << 20
 
-	// gatherOps bounds its changes: some slots of the session remain for others.
+	// gatherOps bounds its changes: they get slots that are kept for them.
 	gatherOps = 48
 )
 
@@ -52,14 +52,14 @@ func (g *gatherer) do(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 	if g.held && !ordered { // what is to be held may have to wait for this
 		g.mu.Unlock()
 		g.fs.stats.Requests.Add(1)
-		return g.fs.meta.Do(ctx, req)
+		return g.fs.meta.Do(meta.Urgently(ctx), req)
 	}
 	if !g.busy {
 		g.busy = true
 		g.mu.Unlock()
 		placed()
 		g.fs.stats.Requests.Add(1)
-		reply, err := g.fs.meta.Do(ctx, req)
+		reply, err := g.fs.meta.Do(meta.Urgently(ctx), req)
 		if g.idle() {
 			return reply, err
 		}
@@ -136,20 +136,21 @@ func (g *gatherer) take() []*gathered {
 // send sends changes and returns how many have an answer: a compound ends with the
 // first that fails.
 func (g *gatherer) send(list []*gathered) int {
+	ctx := meta.Urgently(g.fs.ctx)
 	g.fs.stats.Requests.Add(1)
 	if len(list) == 1 {
-		list[0].reply, list[0].err = g.fs.meta.Do(g.fs.ctx, list[0].req)
+		list[0].reply, list[0].err = g.fs.meta.Do(ctx, list[0].req)
 		return 1
 	}
 	all := &meta.Request{Op: meta.OpCompound, Ops: make([]meta.Request, len(list))}
 	for i, w := range list {
 		all.Ops[i] = *w.req
 	}
-	reply, err := g.fs.meta.Do(g.fs.ctx, all)
+	reply, err := g.fs.meta.Do(ctx, all)
 	switch {
 	case err == nil && len(reply.Replies) > 0:
 	case err == nil || answered(err): // the compound was refused as such
-		list[0].reply, list[0].err = g.fs.meta.Do(g.fs.ctx, list[0].req)
+		list[0].reply, list[0].err = g.fs.meta.Do(ctx, list[0].req)
 		return 1
 	default:
 		for _, w := range list {

@@ -350,6 +350,7 @@ func (fs *FS) Resume() ([]meta.Ino, []meta.InoLock) {
 // next fsync or close says so; and the file cannot be written here until those
 // who had locks on it have closed it. It is the Lost of a meta.ClientConfig.
 func (fs *FS) Lost() {
+	fs.behind.giveUp() // others may have the directories by now, and wait for us
 	n := 0
 	for _, in := range fs.dropAll() {
 		in.mu.Lock()

@@ -33,7 +33,7 @@ type making struct {
 	asked  bool          // it is, and the attributes are on their way; guarded by inode.mu
 	unsure bool          // it was told, and did not answer; likewise
 	behind bool          // it was closed, and is in FS.behind; likewise
-	writes uint64        // the inode's content.writes when it was asked last; likewise
+	closed uint64        // the inode's content.writes then; likewise
 }
 
 // mayMake reports whether a file may be made in a directory without asking: then
@@ -121,7 +121,7 @@ func (in *inode) isMade() bool {
 // is held.
 func (m *making) request(in *inode) *meta.Request {
 	a := in.current()
-	m.asked, m.writes = true, in.content.writes
+	m.asked = true
 	return &meta.Request{
 		Op: meta.OpMake, Ino: m.dir.ino, Name: m.name, Ino2: in.ino, Delegate: true,
 		Mode: a.Mode, Uid: a.Uid, Gid: a.Gid, Time: a.Btime, Attr: meta.Attr{Atime: a.Atime, Mtime: a.Mtime, Ctime: a.Ctime},
@@ -187,7 +187,7 @@ func (fs *FS) tellNow(ctx context.Context, in *inode, m *making) error {
 	in.mu.Unlock()
 	recalls := m.dir.recallCount()
 	seq := fs.invals.now()
-	rep, err := fs.send(ctx, req, true)
+	rep, err := fs.send(ctx, req, m.dir.ino)
 	if err != nil {
 		return fs.untold(in, m, err)
 	}
@@ -253,12 +253,12 @@ func (fs *FS) untold(in *inode, m *making, err error) error {
 	in.mu.Lock()
 	m.asked = false
 	m.unsure = m.unsure || !answered(err)
-	wrote := in.content.wrote
+	wrote, behind := in.content.wrote, m.behind
 	in.mu.Unlock()
 	switch {
 	case !answered(err):
 		return err
-	case wrote && (e == syscall.ESTALE || e == syscall.ENOSPC || e == syscall.EDQUOT || e == syscall.EFBIG):
+	case wrote && (e == syscall.ESTALE || !behind && (e == syscall.ENOSPC || e == syscall.EDQUOT || e == syscall.EFBIG)):
 		return err // it is about the contents, see flush; the file can be made without
 	}
 	if e == syscall.EEXIST {

@@ -132,6 +132,9 @@ func first(errs ...error) error {
 }
 
 func (c *call) syncFile(op *fuseops.SyncFileOp) error {
+	if err := c.settle(); err != nil {
+		return err
+	}
 	if op.Directory { // what the service answered is on stable storage
 		return c.fs.tellAll(c.wait(), c.fs.node(op.Inode))
 	}
@@ -195,7 +198,7 @@ func (fs *FS) closed(in *inode) {
 	if last {
 		in.told = false
 	}
-	dirty := in.busy()
+	dirty := in.busy() && !(in.making != nil && in.making.behind)
 	if last && dirty && !gone {
 		in.content.since = time.Time{} // through mmap, after close(2): write it out soon
 	}

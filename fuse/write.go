@@ -40,6 +40,16 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 				return syscall.EFBIG
 			}
 		}
+		if in.making != nil && in.making.behind && !in.content.inline(off+uint64(len(p)), fs.vol().InlineMax) {
+			in.mu.Unlock() // nobody is to wait for a bucket because the file was closed before
+			fs.budget.release(have)
+			have = 0
+			if err := fs.behind.settle(c.wait(), fs); err != nil {
+				return err
+			}
+			in.mu.Lock()
+			continue
+		}
 		need := fs.needs(in, off, len(p))
 		if need <= have {
 			break
@@ -525,10 +535,10 @@ func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
 
 // answered reports whether a commit that failed was refused, so that it was
 // certainly not done. EIO is what the client says of a change that the end of
-// its session overtook.
+// its session overtook, EINTR what the service says when its time was over.
 func answered(err error) bool {
 	e := refusal(err)
-	return e != 0 && e != syscall.EIO
+	return e != 0 && e != syscall.EIO && e != syscall.EINTR
 }
 
 // recognise looks for appended blocks that a commit without an answer named. If
@@ -734,12 +744,13 @@ func (fs *FS) commitSome(ctx context.Context, in *inode) (more bool, err error) 
 		return false, nil
 	}
 	var recalls uint64
+	var dir meta.Ino
 	if m != nil {
-		recalls = m.dir.recallCount()
+		recalls, dir = m.dir.recallCount(), m.dir.ino
 	}
 	seq := fs.invals.now()
 	fs.stats.Commits.Add(1)
-	rep, err := fs.send(ctx, req, m != nil)
+	rep, err := fs.send(ctx, req, dir)
 	in.mu.Lock()
 	for _, p := range list {
 		p.committing = false

@@ -245,6 +245,9 @@ func (c *Client) hear(sent time.Time, r *Reply) {
 			c.clock.saw(t, now)
 		}
 	}
+	for i := range r.Replies {
+		c.hear(sent, &r.Replies[i])
+	}
 }
 
 // Away returns for how long the service has been out of reach: 0 while there is
@@ -353,7 +356,7 @@ func (c *Client) change(ctx context.Context, req *Request, n int) (*Reply, error
 		}
 		if s != l.session {
 			s = nil
-			slots, err = l.session.acquire(ctx, n, urgent(req))
+			slots, err = l.session.acquire(ctx, n, urgent(ctx, req))
 			if err == errSessionEnded {
 				continue
 			} else if err != nil {
@@ -479,6 +482,7 @@ func (c *Client) keep() {
 		c.cfg.Log.Info("connected to the metadata service again", "session", l.session.id)
 		if !c.publish(l) {
 			l.close(errClosed)
+			return
 		}
 	}
 }

@@ -10,11 +10,20 @@ import (
 const maxSlots = 128
 
 // urgentSlots are the last ones, which are kept for urgent changes: others may
-// be waiting for them, while all that has the other slots waits for those.
-const urgentSlots = 8
+// be waiting for them, while all that has the other slots waits for those. There are
+// enough for a compound and some single ones.
+const urgentSlots = 64
+
+type urgentKey struct{}
+
+// Urgently returns a context for changes that an OpInval may have to wait for: they
+// get a slot although those that wait for others have many.
+func Urgently(ctx context.Context) context.Context { return context.WithValue(ctx, urgentKey{}, true) }
 
 // urgent reports whether a change may be what an OpInval waits for.
-func urgent(req *Request) bool { return req.Op == OpMake && req.Ino2 != 0 }
+func urgent(ctx context.Context, req *Request) bool {
+	return req.Op == OpMake && req.Ino2 != 0 || ctx.Value(urgentKey{}) != nil
+}
 
 var errSessionEnded = errors.New("the session has ended")
 
@@ -53,10 +62,10 @@ func (s *session) pool(slot uint16) chan uint16 {
 	return s.free
 }
 
-// acquire takes n slots. Urgent is for one.
+// acquire takes n slots.
 func (s *session) acquire(ctx context.Context, n int, urgent bool) ([]uint16, error) {
 	var spare chan uint16
-	if urgent && n == 1 {
+	if urgent {
 		spare = s.spare
 	}
 	if n > 1 {

@@ -92,6 +92,7 @@ func (m *Mount) Listen(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			m.close()
+			m.guard.close()
 		}
 	}()
 	if m.debug, err = listenDebug(m.DebugAddr, m.metrics); err != nil {
@@ -326,6 +327,9 @@ func (m *Mount) Serve(ctx context.Context) error {
 		err = m.mounted.Unmount(context.WithoutCancel(ctx))
 	}
 	m.close()
+	if err == nil { // else there may be users left, whom the guard cuts off when the process ends
+		m.guard.close()
+	}
 	return err
 }
 
@@ -339,7 +343,6 @@ func (m *Mount) Hurry() {
 
 // close ends what Listen began, the mount itself apart.
 func (m *Mount) close() {
-	m.guard.close()
 	if m.client != nil {
 		m.client.Close()
 	}
@@ -376,6 +379,7 @@ type MountStats struct {
 	ID       string           `json:"id"`
 	Dir      string           `json:"dir"`
 	ReadOnly bool             `json:"readOnly,omitempty"`
+	Forced   []string         `json:"forced,omitempty"` // flags, by the volume or the token
 	Since    time.Time        `json:"since"`
 	Proxies  remote.Status    `json:"proxies"`
 	Memory   cache.Stats      `json:"memory"`
@@ -387,7 +391,7 @@ type MountStats struct {
 func (m *Mount) Stats() MountStats {
 	s := m.settings.Load()
 	stats := MountStats{
-		Volume: s.Volume.Name, ID: s.Volume.ID, Dir: m.Dir, ReadOnly: m.ReadOnly || m.client.Volume().ReadOnly, Since: m.started,
+		Volume: s.Volume.Name, ID: s.Volume.ID, Dir: m.Dir, ReadOnly: m.ReadOnly || m.client.Volume().ReadOnly, Since: m.started, Forced: s.Flags,
 		Proxies: m.group.Status(), Memory: m.mem.Stats(), Files: counters(m.fs.Stats()),
 	}
 	if m.disk != nil {

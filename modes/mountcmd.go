@@ -125,7 +125,13 @@ func (m *mounting) change() error {
 	if now.ReadOnly && !m.ReadOnly {
 		return fmt.Errorf("%s was mounted read-only, or its token is: umount it and mount it again", m.Dir)
 	}
+	for flag, field := range m.forced() {
+		*field = *field || slices.Contains(now.Forced, flag)
+	}
 	flags := uintptr(syscall.MS_REMOUNT)
+	if !m.NoATime {
+		flags |= syscall.MS_RELATIME // else the kernel leaves noatime as it is
+	}
 	for flag, on := range map[uintptr]bool{syscall.MS_RDONLY: m.ReadOnly, syscall.MS_NOATIME: m.NoATime, syscall.MS_NODEV: m.NoDev, syscall.MS_NOEXEC: m.NoExec, syscall.MS_NOSUID: m.NoSUID} {
 		if on {
 			flags |= flag

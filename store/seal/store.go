@@ -122,6 +122,8 @@ func (s *sealed) getRange(ctx context.Context, key store.Key, off, n int64) ([]b
 	h := s.heads.get(key)
 	var start []byte // of the sealed block
 	var guess *guess
+	ctx, cancel := context.WithCancel(ctx) // for a wrong guess
+	defer cancel()
 	if h == nil {
 		var err error
 		if off >= frameSize {
