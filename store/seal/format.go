@@ -235,33 +235,21 @@ func (h *Head) Check(frames []byte, off, n int64) error {
 }
 
 // Verify tests a whole sealed block: that it is key's, is complete, and agrees
-// with its checksums. It needs no secret, and returns the CRC-32C of all of it. Any
-// error wraps [store.ErrCorrupt].
-func Verify(key store.Key, sealed []byte) (sum uint32, err error) {
-	h, err := complete(key, sealed)
-	if err != nil {
-		return 0, err
-	}
-	return h.sum(), h.Check(sealed[h.Len():], 0, -1)
+// with its checksums. It needs no secret. Any error wraps [store.ErrCorrupt].
+func Verify(key store.Key, sealed []byte) error {
+	_, err := verified(key, sealed)
+	return err
 }
 
-// complete parses the head of a block that should be key's and as long as it says.
-func complete(key store.Key, sealed []byte) (*Head, error) {
+func verified(key store.Key, sealed []byte) (*Head, error) {
 	h, err := headOf(key, sealed)
-	if err == nil && int64(len(sealed)) != h.SealedLen() {
-		err = corrupt(key, "%d bytes long, should be %d", len(sealed), h.SealedLen())
+	if err != nil {
+		return nil, err
 	}
-	return h, err
-}
-
-// sum returns the CRC-32C of the whole sealed block, which follows from those of
-// its parts.
-func (h *Head) sum() uint32 {
-	sum := checksum(h.raw)
-	for _, f := range h.frames {
-		sum = joinSums(sum, f.crc, int(f.len))
+	if int64(len(sealed)) != h.SealedLen() {
+		return nil, corrupt(key, "%d bytes long, should be %d", len(sealed), h.SealedLen())
 	}
-	return sum
+	return h, h.Check(sealed[h.Len():], 0, -1)
 }
 
 // headOf parses the head of a block that should be key's.
