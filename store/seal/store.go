@@ -20,8 +20,9 @@ const maxHeads = 4096
 // New returns a Store of plain blocks that keeps them sealed in next. A range is
 // read with one request if next is a [store.FrameGetter]; otherwise with one for
 // a block whose head is known or whose first frame is wanted, and with two for
-// others, at the same time if the blocks before were stored as they are. A corrupt block is asked for once more, with [store.WithVerify], so
-// that a damaged copy in a cache is not the last word.
+// others, at the same time if the blocks before were stored as they are. A corrupt
+// block is asked for once more, with [store.WithVerify], so that a damaged copy in a
+// cache is not the last word.
 func New(next store.Store, opt Options) store.Store { return NewSealer(opt).Over(next) }
 
 // Over is [New] with a Sealer, which may be shared: it derives a volume's keys
@@ -107,12 +108,11 @@ func (s *sealed) getRange(ctx context.Context, key store.Key, off, n int64) ([]b
 	h := s.heads.get(key)
 	var start []byte // of the sealed block
 	var guess *guess
-	ctx, cancel := context.WithCancel(ctx) // for a wrong guess
-	defer cancel()
 	if h == nil {
 		var err error
 		if off >= frameSize {
 			guess = s.layout.fetch(ctx, s.next, key, off, n)
+			defer guess.end()
 		}
 		if start, err = s.next.Get(ctx, key, 0, firstRead(off, n)); err != nil {
 			return nil, err
@@ -285,6 +285,7 @@ func (l *layout) fetch(ctx context.Context, from store.Store, key store.Key, off
 	if g.from, g.to = like.Span(off, n); g.from == g.to {
 		return nil
 	}
+	ctx, g.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(g.done)
 		g.frames, g.err = from.Get(ctx, key, g.from, g.to-g.from)
@@ -292,16 +293,23 @@ func (l *layout) fetch(ctx context.Context, from store.Store, key store.Key, off
 	return g
 }
 
-// A guess is a read of frames that may be elsewhere.
+// A guess is a read of frames that may be elsewhere. It is to be ended; nil is none.
 type guess struct {
 	from, to int64
+	cancel   context.CancelFunc
 	done     chan struct{} // closed when frames and err are there
 	frames   []byte
 	err      error
 }
 
-// right reports whether the frames lie from from to to, and were read; nil is no
-// guess.
+// end gives up a guess that was wrong.
+func (g *guess) end() {
+	if g != nil {
+		g.cancel()
+	}
+}
+
+// right reports whether the frames lie from from to to, and were read.
 func (g *guess) right(from, to int64) bool {
 	if g == nil || g.from != from || g.to != to {
 		return false
