@@ -40,7 +40,7 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 		}
 	}
 	in.mu.Lock()
-	for in.making != nil && in.making.behind && !in.content.inline(max(off, in.current().Size)+uint64(len(p)), fs.vol().InlineMax) {
+	for in.making != nil && in.making.behind && !in.content.inline(in.endOf(off, len(p), app), fs.vol().InlineMax) {
 		in.mu.Unlock() // nobody is to wait for a bucket because the file was closed before
 		if err := fs.behind.settle(c.wait(), fs); err != nil {
 			fs.budget.release(need)
@@ -63,6 +63,14 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 	fs.budget.release(need - took)
 	fs.markDirty(in)
 	return nil
+}
+
+// endOf returns where a write of n bytes ends. in.mu is held.
+func (in *inode) endOf(off uint64, n int, app bool) uint64 {
+	if app {
+		off = in.appendAt()
+	}
+	return off + uint64(n)
 }
 
 // writtenAt returns the mtime of a write at now. It is later than the one before,
