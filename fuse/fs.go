@@ -158,11 +158,8 @@ type kernelCache interface {
 	// Pages forgets an inode's attributes and pages; it may wait for reads.
 	Pages(ino meta.Ino)
 
-	// Names forgets names in a directory, soon.
+	// Names takes names, and all below them, out of a directory, soon.
 	Names(dir meta.Ino, names []string)
-
-	// Drop takes a name, and all below it, out of the directory, soon.
-	Drop(dir meta.Ino, name string)
 
 	// AllNames forgets every name.
 	AllNames()
@@ -174,7 +171,6 @@ type noKernel struct{}
 func (noKernel) Attrs(meta.Ino) bool      { return true }
 func (noKernel) Pages(meta.Ino)           {}
 func (noKernel) Names(meta.Ino, []string) {}
-func (noKernel) Drop(meta.Ino, string)    {}
 func (noKernel) AllNames()                {}
 
 const (

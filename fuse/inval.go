@@ -147,11 +147,6 @@ func (fs *FS) Inval(list []meta.Inval) []meta.Ino {
 		}
 		in.mu.Unlock()
 	}
-	for i := range list {
-		if parent, name := fs.movedFrom(&list[i], list); name != "" {
-			fs.kernel.Drop(parent, name)
-		}
-	}
 	return open
 }
 
@@ -167,25 +162,6 @@ func (fs *FS) returnDelegated(list []meta.Inval) {
 			fs.log.Warn("files that were made here are not known to the service yet", "directory", fs.where(in), "err", err)
 		}
 	}
-}
-
-// movedFrom returns where the kernel knows a directory that v is about, if list
-// says that this name has changed. There is one place for a directory in the
-// kernel: as long as it has that one, it must move it when the directory is found
-// elsewhere, and says ESTALE if something is being renamed just then.
-func (fs *FS) movedFrom(v *meta.Inval, list []meta.Inval) (parent meta.Ino, name string) {
-	in := fs.known(v.Ino)
-	if in == nil {
-		return 0, ""
-	}
-	in.mu.Lock()
-	parent, name = in.parent, in.name
-	isDir := in.attr.IsDir()
-	in.mu.Unlock()
-	if !isDir || !slices.ContainsFunc(list, func(d meta.Inval) bool { return d.Ino == parent && slices.Contains(d.Names, name) }) {
-		return 0, ""
-	}
-	return parent, name
 }
 
 // listing reports whether all names in a directory are to be forgotten. Which of

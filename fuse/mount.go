@@ -325,15 +325,17 @@ func (k *connection) logged(err error) {
 	}
 }
 
-// Names expires names in a directory. If its lock is not free the kernel is
-// told to ask again for all names, which takes no lock: who waits for the lock
-// cannot even be killed, and while that waits for an operation which this process
-// is to answer, its end would leave all of the mount waiting for ever.
-func (k *connection) Names(dir meta.Ino, names []string) { k.names(dir, names, true) }
-
-func (k *connection) Drop(dir meta.Ino, name string) { k.names(dir, []string{name}, false) }
-
-func (k *connection) names(dir meta.Ino, names []string, expire bool) {
+// Names makes the kernel drop names in a directory. It is not enough that they
+// expire: who looks one up again just then would take our answer, given before,
+// for news. And a directory has one place in the kernel: as long as it has that,
+// the kernel must move it when it is found elsewhere, and says ESTALE if
+// something is being renamed just then.
+//
+// If the directory's lock is not free the kernel is told to ask again for all
+// names, which takes no lock: who waits for the lock cannot even be killed, and
+// while that waits for an operation which this process is to answer, its end
+// would leave all of the mount waiting for ever.
+func (k *connection) Names(dir meta.Ino, names []string) {
 	in := k.fs.known(dir)
 	free := func() bool { return in == nil || in.calls.Load() == 0 }
 	for begin := time.Now(); !free() && time.Since(begin) < entryPatience; {
@@ -356,7 +358,7 @@ func (k *connection) names(dir meta.Ino, names []string, expire bool) {
 			if !free() && k.allNames() {
 				return
 			}
-			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name, expire) }))
+			k.logged(k.notify(func(c *fuse.Connection) error { return c.NotifyEntry(fuseops.InodeID(dir), name) }))
 		}
 	}()
 	t := time.NewTimer(entryPatience)
