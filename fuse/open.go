@@ -263,7 +263,7 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 		}
 	}
 	if uint32(op.OpenFlags)&syscall.O_DIRECT != 0 && !op.FromCache {
-		c.fs.wroteBelowPages(h.in)
+		c.wroteBelowPages(h.in)
 	} else {
 		h.in.paged.Store(true)
 	}
@@ -276,12 +276,14 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 // Appends are, since only the service knows where the file ends.
 func (h *handle) direct() bool { return h.flags&syscall.O_APPEND != 0 }
 
-// wroteBelowPages has the kernel ask for the times of a file that it may have
-// pages of, and so drop the pages, after a write with O_DIRECT. It does so by
-// itself only if it waited for the write, not after one of io_submit(2).
-func (fs *FS) wroteBelowPages(in *inode) {
+// wroteBelowPages has the kernel drop the pages of a file after a write with
+// O_DIRECT, also those that are being read. It does so by itself only if it waited
+// for the write, not after one of io_submit(2). Nor is it enough to have it ask for
+// the times: who hears of new ones later than another does not wait for that one's
+// dropping.
+func (c *call) wroteBelowPages(in *inode) {
 	if in.paged.Load() {
-		fs.kernel.Attrs(in.ino)
+		c.await(c.fs.stalePages.add(c.fs, in.ino))
 	}
 }
 
