@@ -81,13 +81,13 @@ func (m *model) intn(n int) int {
 }
 
 // verifyData is for blocks from blockData.
-func verifyData(key store.Key, b []byte) error {
+func verifyData(key store.Key, b []byte) (uint32, error) {
 	for i := range len(model{}.state) {
 		if storetest.Key(i) == key && bytes.Equal(b, blockData(i)) {
-			return nil
+			return store.Sum(context.Background(), b), nil
 		}
 	}
-	return errors.New("wrong bytes")
+	return 0, errors.New("wrong bytes")
 }
 
 func blockData(i int) []byte { return storetest.Data(storetest.Key(i), 4000+i*100) }

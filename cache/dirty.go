@@ -150,7 +150,7 @@ func (d *Disk) write(ctx context.Context, w *dirtyWrite) {
 		d.finish(w, noRoom("an older file cannot be removed", nil))
 		return
 	}
-	e := newEntry(w.key, w.data)
+	e := newEntry(w.key, w.data, store.Sum(ctx, w.data))
 	e.inDirty = true
 	if !d.reserve(charge(e.size)) {
 		d.full()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -47,9 +46,9 @@ type DiskConfig struct {
 	Dir   string
 	Quota Quota
 
-	// Verify checks a whole sealed block, as [seal.Verify] does. It must be
-	// there.
-	Verify func(key store.Key, sealed []byte) error
+	// Verify checks a whole sealed block, and returns its CRC-32C, as
+	// [seal.Verify] does. It must be there.
+	Verify func(key store.Key, sealed []byte) (sum uint32, err error)
 
 	// Whole has a Get of a part of a block that is not here fetch and keep
 	// all of it, as a cache that many share should. Otherwise it is passed
@@ -200,7 +199,11 @@ func (d *Disk) Stats() Stats {
 // again.
 func (d *Disk) InUse() bool { return !d.health.down.Load() }
 
-// Get implements [store.Store].
+// ChecksWhole implements [store.Checker].
+func (d *Disk) ChecksWhole() {}
+
+// Get implements [store.Store]. A whole block was checked: when it was read from its
+// file or fetched, or, if it is being written to its file, by who put it.
 func (d *Disk) Get(ctx context.Context, key store.Key, off, n int64) ([]byte, error) {
 	whole := off == 0 && (n < 0 || n >= seal.MaxSealed)
 	part, _, held := d.copyOf(ctx, key, whole, true, func(src source) (data, _ []byte, err error) {
@@ -255,21 +258,26 @@ func absent(err, held error) error {
 
 // Put implements [store.Store].
 func (d *Disk) Put(ctx context.Context, key store.Key, data []byte) error {
-	_, err := d.put(ctx, key, data, bytes.Clone)
+	kept, err := d.put(ctx, key, data)
+	if kept {
+		d.land(ctx, key, bytes.Clone(data), func() {})
+	}
 	return err
 }
 
-// Take implements [store.Taker]. What takes much less than its memory is copied.
-func (d *Disk) Take(ctx context.Context, key store.Key, data []byte) (bool, error) {
-	if cap(data) > len(data)+len(data)/8 {
-		return false, d.Put(ctx, key, data)
+// Borrow implements [store.Borrower]: the block is written to the disk from where it
+// is.
+func (d *Disk) Borrow(ctx context.Context, key store.Key, l *store.Loan) error {
+	kept, err := d.put(ctx, key, l.Data())
+	if kept {
+		l.Keep()
+		d.land(ctx, key, l.Data(), l.Done)
 	}
-	return d.put(ctx, key, data, func(data []byte) []byte { return data })
+	return err
 }
 
-// put puts a block below, and has what own makes of data written to the disk. It
-// reports whether it does.
-func (d *Disk) put(ctx context.Context, key store.Key, data []byte, own func([]byte) []byte) (bool, error) {
+// put puts a block below, and reports whether it is to be written to the disk.
+func (d *Disk) put(ctx context.Context, key store.Key, data []byte) (bool, error) {
 	if err := d.next.Put(ctx, key, data); err != nil {
 		return false, err
 	}
@@ -280,8 +288,13 @@ func (d *Disk) put(ctx context.Context, key store.Key, data []byte, own func([]b
 		d.count.dropped.Add(1)
 		return false, nil
 	}
-	d.flights.land(flightKey{key: key}, own(data), func(f *flight) { d.fill(key, f) })
 	return true, nil
+}
+
+// land has a block that was put written to the disk. It calls done when it was, unless
+// a Get was given the same bytes meanwhile.
+func (d *Disk) land(ctx context.Context, key store.Key, data []byte, done func()) {
+	d.flights.land(flightKey{key: key}, data, store.Sum(ctx, data), func(f *flight) { d.fill(key, f) }, done)
 }
 
 // Delete implements [store.Store].
@@ -336,7 +349,7 @@ func (d *Disk) miss(ctx context.Context, key store.Key, whole bool, held error) 
 
 // fetcher returns the flight that brings a block here.
 func (d *Disk) fetcher(key store.Key) func(context.Context, *flight) ([]byte, error) {
-	return func(ctx context.Context, _ *flight) ([]byte, error) {
+	return func(ctx context.Context, f *flight) ([]byte, error) {
 		// It may have come while this one was getting ready.
 		data, _, held := d.copyOf(ctx, key, true, true, func(src source) (data, _ []byte, err error) {
 			data, err = src(0, -1)
@@ -349,16 +362,17 @@ func (d *Disk) fetcher(key store.Key) func(context.Context, *flight) ([]byte, er
 		if err != nil {
 			return nil, err
 		}
-		bad := d.cfg.Verify(key, data)
+		sum, bad := d.cfg.Verify(key, data)
 		if bad != nil && !store.MustVerify(ctx) {
 			if data, err = d.next.Get(store.WithVerify(ctx), key, 0, -1); err != nil {
 				return nil, err
 			}
-			bad = d.cfg.Verify(key, data)
+			sum, bad = d.cfg.Verify(key, data)
 		}
 		if bad != nil {
 			return nil, fmt.Errorf("cache: fetch %v: %w", key, corrupt(bad))
 		}
+		f.sum = sum
 		return data, nil
 	}
 }
@@ -399,7 +413,7 @@ func (d *Disk) keep(key store.Key, f *flight) bool {
 		return have
 	}
 	defer d.release(key, h)
-	e := newEntry(key, f.data)
+	e := newEntry(key, f.data, f.sum)
 	if !d.reserve(charge(e.size)) {
 		return false
 	}
@@ -411,15 +425,11 @@ func (d *Disk) keep(key store.Key, f *flight) bool {
 	return true
 }
 
-// newEntry returns the entry of a block that is being written.
-func newEntry(key store.Key, data []byte) *entry {
+// newEntry returns the entry of a block that is being written and has this CRC-32C.
+func newEntry(key store.Key, data []byte, sum uint32) *entry {
 	t := now()
-	return &entry{key: key, size: int64(len(data)), verified: true, crc: checksum(data), used: t, stamped: t}
+	return &entry{key: key, size: int64(len(data)), verified: true, crc: sum, used: t, stamped: t}
 }
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
 // settle indexes an entry after its file was written. It reports false if the
 // block was deleted meanwhile.

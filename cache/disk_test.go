@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -22,7 +23,7 @@ import (
 	"flexfs/store/storetest"
 )
 
-func anything(store.Key, []byte) error { return nil }
+func anything(_ store.Key, b []byte) (uint32, error) { return store.Sum(context.Background(), b), nil }
 
 func openDisk(t testing.TB, next store.Store, cfg DiskConfig) *Disk {
 	t.Helper()
@@ -74,26 +75,38 @@ func TestDiskIsAStore(t *testing.T) {
 	}
 }
 
-// The disk keeps the buffer of a block that it is given until it is written, unless
-// most of that is empty.
-func TestWhatIsGivenToADiskIsWritten(t *testing.T) {
-	for name, test := range map[string]struct {
-		size, room int
-		taken      bool
-	}{
-		"full":        {1<<20 + 1000, 0, true},
-		"nearly full": {1 << 20, 1 << 16, true},
-		"half full":   {1 << 20, 1 << 20, false},
-	} {
+// The disk writes a block that it is lent from where it is, and is done with it then;
+// unless somebody was given the same bytes meanwhile.
+func TestWhatIsLentToADiskIsWritten(t *testing.T) {
+	for name, asked := range map[string]bool{"not asked for": false, "asked for": true} {
 		t.Run(name, func(t *testing.T) {
-			d := openDisk(t, mem.New(t), DiskConfig{Dir: t.TempDir(), Verify: anything, Direct: true})
+			files, write := newFakeFiles(), make(chan struct{})
+			files.setFail(func(op, _ string) error {
+				if op == "write" {
+					<-write
+				}
+				return nil
+			})
+			d := openFake(t, mem.New(t), files, DiskConfig{Quota: Quota{Bytes: 1 << 30}})
 			key := storetest.Key(1)
-			data := append(make([]byte, 0, test.size+test.room), storetest.Data(key, test.size)...)
-			taken, err := store.Give(t.Context(), d, key, data)
-			if err != nil || taken != test.taken {
-				t.Fatalf("Give: %v, %v; want %v", taken, err, test.taken)
+			data := storetest.Data(key, 1<<20+1000)
+			var free atomic.Bool
+			l := store.NewLoan(bytes.Clone(data), 0, func() { free.Store(true) })
+			if err := store.Lend(t.Context(), d, key, l); err != nil {
+				t.Fatal(err)
 			}
+			l.Done()
+			if free.Load() {
+				t.Error("the memory is free, and not written yet")
+			}
+			if asked {
+				wantBlock(t, d, 1, data, 0, -1)
+			}
+			close(write)
 			d.idle()
+			if free.Load() == asked {
+				t.Errorf("free when it was written: %v", free.Load())
+			}
 			got, err := d.Get(store.WithLocal(t.Context()), key, 0, -1)
 			if err != nil || !bytes.Equal(got, data) {
 				t.Errorf("the disk has %d bytes of %d: %v", len(got), len(data), err)

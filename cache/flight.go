@@ -36,6 +36,7 @@ type flight struct {
 	forgotten atomic.Bool   // keep no copy: the block was deleted meanwhile, or nobody waits
 	done      chan struct{} // closed when data and err are there
 	data      []byte
+	sum       uint32 // the CRC-32C of data, if who fetched it knows
 	err       error
 
 	waiters int  // guarded by flights.mu
@@ -121,23 +122,29 @@ func (g *flights) fly(ctx context.Context, k flightKey, f *flight, fetch func(co
 	g.mu.Unlock()
 }
 
-// land makes data, which is nobody else's, what do and join find, until after
-// has returned. It is not waited for. If the block is under way already, nothing
-// happens.
-func (g *flights) land(k flightKey, data []byte, after func(*flight)) {
+// land makes data, which has this CRC-32C and which nobody changes, what do and
+// join find, until after has returned. It is not waited for. If the block is under
+// way already, nothing happens. When it is over, and nobody found data, done is
+// called.
+func (g *flights) land(k flightKey, data []byte, sum uint32, after func(*flight), done func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.m[k] != nil {
+		done()
 		return
 	}
-	f := &flight{done: make(chan struct{}), data: data, landed: true}
+	f := &flight{done: make(chan struct{}), data: data, sum: sum, landed: true}
 	close(f.done)
 	g.m[k] = f
 	g.wg.Go(func() {
 		after(f)
 		g.mu.Lock()
 		g.remove(k, f)
+		found := f.waiters > 0
 		g.mu.Unlock()
+		if !found {
+			done()
+		}
 	})
 }
 

@@ -34,7 +34,7 @@ const (
 //
 // Memory has two parts. New blocks enter the window, which keeps the last used.
 // What the window lets go is offered to the main part, a ristretto cache, which
-// keeps what is asked for most. So a block that was just read or written is
+// keeps what is asked for most; but not what was written and never asked for. So a block that was just read or written is
 // here, whatever the main part thinks of it, and a long scan passes through the
 // window without disturbing the main part.
 //
@@ -68,6 +68,7 @@ type Mem struct {
 type memBlock struct {
 	place
 	data []byte
+	loan *store.Loan // of data, if it is lent and was given to nobody; guarded by Mem.mu
 }
 
 // cost is what a block of these bytes takes from the budget.
@@ -237,13 +238,17 @@ func (m *Mem) Put(ctx context.Context, key store.Key, data []byte) error {
 	return nil
 }
 
-// Take implements [store.Taker].
-func (m *Mem) Take(ctx context.Context, key store.Key, data []byte) (bool, error) {
-	if err := m.next.Put(ctx, key, data); err != nil {
-		return false, err
+// Borrow implements [store.Borrower]. The block is kept where it is while it is in
+// the window; if nobody has asked for it when it leaves, its memory is given back.
+func (m *Mem) Borrow(ctx context.Context, key store.Key, l *store.Loan) error {
+	if err := store.Lend(ctx, m.next, key, l); err != nil {
+		return err
 	}
-	m.insert(place{Key: key}, data, never)
-	return true, nil
+	l.Keep()
+	if !m.add(&memBlock{place{Key: key}, l.Data(), l}, never) {
+		l.Done()
+	}
+	return nil
 }
 
 // Delete implements [store.Store].
@@ -283,7 +288,9 @@ func (m *Mem) lookup(at place) *memBlock {
 		return nil
 	}
 	m.order.MoveToFront(e)
-	return e.Value.(*memBlock)
+	b := e.Value.(*memBlock)
+	b.loan = nil
+	return b
 }
 
 func never() bool { return false }
@@ -291,33 +298,39 @@ func never() bool { return false }
 // insert puts a block, or a part of it, into the window, unless it was deleted
 // meanwhile. Nobody changes data any more.
 func (m *Mem) insert(at place, data []byte, deleted func() bool) {
-	b := &memBlock{at, data}
+	m.add(&memBlock{place: at, data: data}, deleted)
+}
+
+// add is insert, and reports whether b is in the window.
+func (m *Mem) add(b *memBlock, deleted func() bool) bool {
 	if b.cost() > m.maxWindow {
 		m.count.dropped.Add(1)
-		return
+		return false
 	}
 	if m.main != nil && m.held.Load()+b.cost() > m.maxMain {
 		m.main.Wait() // its queue is long: let it catch up
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.window[at] != nil || deleted() {
-		return // if it is deleted later than here, drop finds it
+	if m.window[b.place] != nil || deleted() {
+		return false // if it is deleted later than here, drop finds it
 	}
 	for m.windowed+b.cost() > m.maxWindow {
 		m.expel()
 	}
 	m.windowed += b.cost()
-	m.window[at] = m.order.PushFront(b)
+	m.window[b.place] = m.order.PushFront(b)
+	return true
 }
 
 // expel offers the block in the window that was not used for longest to the main
-// part. m.mu must be held.
+// part, unless nobody has asked for it since it was written. m.mu must be held.
 func (m *Mem) expel() {
-	b := m.order.Remove(m.order.Back()).(*memBlock)
-	delete(m.window, b.place)
-	m.windowed -= b.cost()
+	b := m.leave(m.order.Back())
 	switch {
+	case b.loan != nil:
+		m.count.evictions.Add(1)
+		b.loan.Done()
 	case m.main == nil:
 		m.count.evictions.Add(1)
 	case m.held.Add(b.cost()) > m.maxMain:
@@ -330,6 +343,14 @@ func (m *Mem) expel() {
 			m.count.dropped.Add(1)
 		}
 	}
+}
+
+// leave takes a block out of the window. m.mu must be held.
+func (m *Mem) leave(e *list.Element) *memBlock {
+	b := m.order.Remove(e).(*memBlock)
+	delete(m.window, b.place)
+	m.windowed -= b.cost()
+	return b
 }
 
 // exit is told of each block that ristretto has no longer, whatever the reason,
@@ -362,9 +383,9 @@ func (m *Mem) dropParts(key store.Key) {
 func (m *Mem) dropAt(at place) {
 	m.mu.Lock()
 	if e := m.window[at]; e != nil {
-		b := m.order.Remove(e).(*memBlock)
-		delete(m.window, at)
-		m.windowed -= b.cost()
+		if b := m.leave(e); b.loan != nil {
+			b.loan.Done()
+		}
 	}
 	m.mu.Unlock()
 	if m.main != nil {

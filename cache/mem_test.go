@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -398,20 +399,36 @@ func BenchmarkMemHit(b *testing.B) {
 	}
 }
 
-func TestWhatIsGivenIsKeptWithoutACopy(t *testing.T) {
+// What is lent to memory is kept where it is until it leaves the window. Then its
+// memory is free again, and nobody has it any more; unless it was asked for.
+func TestWhatIsLentIsKeptWithoutACopy(t *testing.T) {
+	const size, window = 200_000, 5
 	next := newSpy(t)
-	m := openMem(t, next, 1<<20, 0)
-	key := storetest.Key(1)
-	data := storetest.Data(key, 200_000)
-	taken, err := store.Give(t.Context(), m, key, data)
-	if err != nil || !taken {
-		t.Fatalf("Give: %v, %v", taken, err)
+	m := openMem(t, next, window*(size+overhead), 100*size)
+	var back [2 * window]atomic.Bool
+	for i := range back {
+		key := storetest.Key(i)
+		data := storetest.Data(key, size)
+		l := store.NewLoan(data, 0, func() { back[i].Store(true) })
+		if err := store.Lend(t.Context(), m, key, l); err != nil {
+			t.Fatal(err)
+		}
+		l.Done()
+		if back[i].Load() {
+			t.Fatalf("block %d is not kept", i)
+		}
+		if i%2 == 0 {
+			if got, ok := m.Peek(key, 0, -1); !ok || &got[0] != &data[0] || len(got) != len(data) {
+				t.Errorf("memory has another copy of block %d, or none: %v", i, ok)
+			}
+		}
 	}
-	got, ok := m.Peek(key, 0, -1)
-	if !ok || &got[0] != &data[0] || len(got) != len(data) {
-		t.Errorf("memory has another copy of it, or none: %v", ok)
+	for i := range back {
+		if got, want := back[i].Load(), i < window && i%2 == 1; got != want {
+			t.Errorf("the memory of block %d is free: %v, want %v", i, got, want)
+		}
 	}
-	if below, err := next.Get(t.Context(), key, 0, -1); err != nil || !bytes.Equal(below, data) {
-		t.Errorf("what was given did not reach the store: %v", err)
+	for i := range back {
+		get(t, m, i, size, 0, -1)
 	}
 }

@@ -18,8 +18,8 @@ func wantOpened(t *testing.T, d *Disk, i int, block []byte) *Opened {
 		t.Fatalf("Open(block %d): %v", i, err)
 	}
 	t.Cleanup(func() { o.Close() })
-	if o.Size != int64(len(block)) || o.CRC != checksum(block) {
-		t.Errorf("block %d has %d bytes and checksum %x, want %d and %x", i, o.Size, o.CRC, len(block), checksum(block))
+	if o.Size != int64(len(block)) || o.CRC != store.Sum(t.Context(), block) {
+		t.Errorf("block %d has %d bytes and checksum %x, want %d and %x", i, o.Size, o.CRC, len(block), store.Sum(t.Context(), block))
 	}
 	return o
 }

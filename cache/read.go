@@ -145,10 +145,10 @@ func (d *Disk) readFile(e *entry, all bool, read func(source) (a, b []byte, err 
 		if err != nil {
 			return nil, nil, 0, err
 		}
-		if err := d.cfg.Verify(e.key, block); err != nil {
+		if crc, err = d.cfg.Verify(e.key, block); err != nil {
 			return nil, nil, 0, corrupt(err)
 		}
-		src, crc = inMemory(block), checksum(block)
+		src = inMemory(block)
 	}
 	a, b, err = read(src)
 	return a, b, crc, err

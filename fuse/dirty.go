@@ -1,23 +1,26 @@
 package fuse
 
 import (
-	"bytes"
 	"slices"
 	"sync"
 	"time"
+
+	"flexfs/store"
 )
 
 // chunkSize is the unit in which memory for dirty data is taken from the
 // budget: a small file costs no more than this, and a random write in a big
 // block no more either.
-const chunkSize = 64 << 10
+const chunkSize = store.PartSize
 
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
 // dirty holds what happened to one block and is not in the store yet. Chunks are
-// taken from a pool and hold rubbish outside of the spans.
+// taken from a pool, or are parts of the memory of a whole block, from which that can
+// be stored; they hold rubbish outside of the spans.
 type dirty struct {
 	chunks []*[chunkSize]byte // nil where nothing was written
+	loan   *store.Loan        // what the chunks are parts of; nil: each is from the pool
 	spans  spans              // written
 	zero   spans              // punched, and not written since
 	top    int                // the file reaches so far into the block through it
@@ -26,6 +29,9 @@ type dirty struct {
 
 // mem returns the bytes of budget that d holds.
 func (d *dirty) mem() int64 {
+	if d.loan != nil {
+		return int64(len(d.loan.Data()))
+	}
 	n := int64(0)
 	for _, c := range d.chunks {
 		if c != nil {
@@ -35,25 +41,76 @@ func (d *dirty) mem() int64 {
 	return n
 }
 
+// needs returns the bytes of budget that a write of n bytes at lo takes.
+func (d *dirty) needs(lo, n int) int64 {
+	if d != nil && d.loan != nil {
+		return 0
+	}
+	need := int64(0)
+	for c := lo / chunkSize; c*chunkSize < lo+n; c++ {
+		if d == nil || c >= len(d.chunks) || d.chunks[c] == nil {
+			need += chunkSize
+		}
+	}
+	return need
+}
+
+// chunk returns a chunk to write to.
+func (d *dirty) chunk(c int) *[chunkSize]byte {
+	for len(d.chunks) <= c {
+		d.chunks = append(d.chunks, nil)
+	}
+	switch {
+	case d.chunks[c] != nil:
+	case d.loan != nil:
+		d.chunks[c] = (*[chunkSize]byte)(d.loan.Data()[c*chunkSize:])
+	default:
+		d.chunks[c] = chunks.Get().(*[chunkSize]byte)
+	}
+	return d.chunks[c]
+}
+
+// move makes the memory of a whole block what the chunks are parts of, and returns
+// the change of the budget that d holds.
+func (d *dirty) move(to *store.Loan) int64 {
+	before, old := d.mem(), d.chunks
+	d.chunks, d.loan = nil, to
+	for i, c := range old {
+		if c != nil {
+			*d.chunk(i) = *c
+			chunks.Put(c)
+		}
+	}
+	return d.mem() - before
+}
+
 // write copies p to lo, and returns the bytes of budget that it took.
 func (d *dirty) write(lo int, p []byte) int64 {
-	took := int64(0)
+	took := d.needs(lo, len(p))
 	hi := lo + len(p)
 	for off := lo; off < hi; {
 		c := off / chunkSize
-		for len(d.chunks) <= c {
-			d.chunks = append(d.chunks, nil)
-		}
-		if d.chunks[c] == nil {
-			d.chunks[c] = chunks.Get().(*[chunkSize]byte)
-			took += chunkSize
-		}
-		off += copy(d.chunks[c][off%chunkSize:], p[off-lo:])
+		n := copy(d.chunk(c)[off%chunkSize:], p[off-lo:])
+		d.sum(c, off, off+n)
+		off += n
 	}
 	d.spans = d.spans.add(span{lo, hi})
 	d.zero = d.zero.without(span{lo, hi})
 	d.top = max(d.top, hi)
 	return took
+}
+
+// sum notes the checksum of chunk c, if lo..hi was just written and completes it.
+// Else what was noted of it is not so any more.
+func (d *dirty) sum(c, lo, hi int) {
+	start := c * chunkSize
+	switch {
+	case d.loan == nil:
+	case hi == start+chunkSize && (lo == start || d.spans.covers(start, lo)):
+		d.loan.SumPart(c)
+	default:
+		d.loan.ForgetPart(c)
+	}
 }
 
 // punch makes lo..hi zeros, and returns the bytes of budget that it freed.
@@ -63,8 +120,17 @@ func (d *dirty) punch(lo, hi int) int64 {
 	return d.trim(lo, hi)
 }
 
-// trim gives back the chunks of lo..hi in which nothing is written any more.
+// trim gives back the chunks of lo..hi in which nothing is written any more, or the
+// memory of the block if nothing is left.
 func (d *dirty) trim(lo, hi int) int64 {
+	if d.loan != nil {
+		freed := d.mem()
+		if len(d.spans) > 0 {
+			return 0
+		}
+		d.release()
+		return freed
+	}
 	freed := int64(0)
 	for c := lo / chunkSize; c*chunkSize < hi && c < len(d.chunks); c++ {
 		if d.chunks[c] != nil && len(d.spans.both(spans{{c * chunkSize, (c + 1) * chunkSize}})) == 0 {
@@ -120,13 +186,10 @@ func (d *dirty) read(lo int, p []byte) {
 	}
 }
 
-// whole returns a copy of the n bytes of a block all of which were written.
-func (d *dirty) whole(n int) []byte {
-	parts := make([][]byte, 0, n/chunkSize+1)
-	for lo := 0; lo < n; lo += chunkSize {
-		parts = append(parts, d.chunks[lo/chunkSize][:min(chunkSize, n-lo)])
-	}
-	return bytes.Join(parts, nil) // does not clear first what it overwrites
+// release gives the memory of a block back.
+func (d *dirty) release() {
+	d.loan.Done()
+	d.loan, d.chunks = nil, nil
 }
 
 // cut drops what lies at n or beyond, and returns the budget that it frees.
@@ -145,20 +208,22 @@ func (d *dirty) under(old *dirty) int64 {
 		if c == nil {
 			continue
 		}
-		if i >= len(old.chunks) || old.chunks[i] == nil {
-			for len(old.chunks) <= i {
-				old.chunks = append(old.chunks, nil)
-			}
-			old.chunks[i] = chunks.Get().(*[chunkSize]byte)
-		}
 		base := i * chunkSize
 		for _, s := range d.spans {
 			from, to := max(s.lo, base), min(s.hi, base+chunkSize)
 			if from < to {
-				copy(old.chunks[i][from-base:to-base], c[from-base:to-base])
+				copy(old.chunk(i)[from-base:to-base], c[from-base:to-base])
+				if old.loan != nil {
+					old.loan.ForgetPart(i)
+				}
 			}
 		}
-		chunks.Put(c)
+		if d.loan == nil {
+			chunks.Put(c)
+		}
+	}
+	if d.loan != nil {
+		d.release()
 	}
 	old.spans = d.over(old.spans)
 	for _, s := range d.spans {
@@ -170,11 +235,11 @@ func (d *dirty) under(old *dirty) int64 {
 	for _, s := range d.zero {
 		old.trim(s.lo, s.hi)
 	}
-	d.chunks, d.spans, d.zero, d.top = old.chunks, old.spans, old.zero, max(d.top, old.top)
+	d.chunks, d.loan, d.spans, d.zero, d.top = old.chunks, old.loan, old.spans, old.zero, max(d.top, old.top)
 	if old.since.Before(d.since) {
 		d.since = old.since
 	}
-	old.chunks, old.spans, old.zero = nil, nil, nil
+	old.chunks, old.loan, old.spans, old.zero = nil, nil, nil, nil
 	return d.mem() - before
 }
 

@@ -49,6 +49,10 @@ type Config struct {
 	Blocks store.Store // of plain blocks
 	Volume store.Volume
 
+	// Room is how many bytes are kept free before a block that is written, so that
+	// Blocks can seal it where it is.
+	Room int
+
 	Budget *Budget      // for dirty data and read-ahead; nil: one of its own
 	Log    *slog.Logger // nil: nothing is logged
 
@@ -133,6 +137,7 @@ type FS struct {
 	numbers  numbers
 	gather   gatherer
 	behind   behind
+	memories sync.Pool     // of *[]byte, see memory
 	uploads  chan struct{} // an element per upload under way
 	removals chan struct{} // an element per object that is being removed
 	closes   closer

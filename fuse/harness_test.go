@@ -190,6 +190,7 @@ func (w *world) newFS(name string, cfg Config) *FS {
 		w.t.Fatal(err)
 	}
 	cfg.Meta, cfg.Blocks, cfg.Volume, cfg.Log = client, blocks, volume, w.log.With("mount", name)
+	cfg.Room = seal.Room(testBlockSize)
 	fs = New(cfg)
 	if err := client.Connect(context.Background()); err != nil {
 		w.t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"flexfs/meta"
+	"flexfs/store"
 )
 
 // Random writes, cuts and merges of dirty blocks, against plain bytes.
@@ -18,6 +19,13 @@ func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 	for seed := range uint64(12) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		d, mem := &dirty{}, int64(0)
+		lent := 0
+		move := func(d *dirty) {
+			if d.loan == nil && r.IntN(12) == 0 {
+				lent++
+				mem += d.move(store.NewLoan(make([]byte, size), 0, func() { lent-- }))
+			}
+		}
 		want, set := make([]byte, size), make([]bool, size)
 		for step := range 60 {
 			switch r.IntN(8) {
@@ -32,6 +40,7 @@ func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 				for i := range p {
 					p[i] = byte(r.Uint32())
 				}
+				move(newer)
 				mem += newer.write(lo, p)
 				copy(want[lo:], p)
 				for i := range p {
@@ -60,6 +69,7 @@ func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 				for i := range p {
 					p[i] = byte(r.Uint32())
 				}
+				move(d)
 				mem += d.write(lo, p)
 				copy(want[lo:], p)
 				for i := range p {
@@ -67,12 +77,27 @@ func TestDirtyBlocksHoldWhatWasWritten(t *testing.T) {
 				}
 			}
 			check(t, d, want, set, seed, step)
+			checkSums(t, d)
 			if mem != d.mem() {
 				t.Fatalf("seed %d step %d: %d bytes accounted for, and it has %d", seed, step, mem, d.mem())
 			}
 		}
-		if freed := d.free(); freed != mem || d.mem() != 0 {
-			t.Errorf("seed %d: %d bytes given back, want %d", seed, freed, mem)
+		if freed := d.free(); freed != mem || d.mem() != 0 || lent != 0 {
+			t.Errorf("seed %d: %d bytes given back, want %d; %d blocks are not", seed, freed, mem, lent)
+		}
+	}
+}
+
+// checkSums wants the noted checksums to be those of the bytes.
+func checkSums(t *testing.T, d *dirty) {
+	t.Helper()
+	if d.loan == nil {
+		return
+	}
+	for i := range len(d.loan.Data()) / chunkSize {
+		is, known := d.loan.PartSum(i)
+		if want := store.Sum(t.Context(), d.loan.Data()[i*chunkSize:][:chunkSize]); known && is != want {
+			t.Fatalf("the checksum of part %d is noted as %08x, and is %08x", i, is, want)
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -31,46 +30,50 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 	if err := in.lostLock(); err != nil {
 		return err
 	}
-	// As many chunks as these bytes can touch.
-	need := int64(len(p)/chunkSize+2) * chunkSize
-	if !fs.budget.try(need) {
+	in.mu.Lock()
+	have := int64(0)
+	for {
+		if app {
+			if off = in.appendAt(); off+uint64(len(p)) > meta.MaxSize {
+				in.mu.Unlock()
+				fs.budget.release(have)
+				return syscall.EFBIG
+			}
+		}
+		if in.making != nil && in.making.behind && !in.content.inline(off+uint64(len(p)), fs.vol().InlineMax) {
+			in.mu.Unlock() // nobody is to wait for a bucket because the file was closed before
+			fs.budget.release(have)
+			have = 0
+			if err := fs.behind.settle(c.wait(), fs); err != nil {
+				return err
+			}
+			in.mu.Lock()
+			continue
+		}
+		need := fs.needs(in, off, len(p))
+		if need <= have {
+			break
+		}
+		if have == 0 && fs.budget.try(need) {
+			have = need
+			break
+		}
+		in.mu.Unlock()
+		fs.budget.release(have) // it is too little by now; nobody waits with what others wait for
 		fs.stats.Waits.Add(1)
 		if err := c.acquire(need); err != nil {
 			return err
 		}
-	}
-	in.mu.Lock()
-	for in.making != nil && in.making.behind && !in.content.inline(in.endOf(off, len(p), app), fs.vol().InlineMax) {
-		in.mu.Unlock() // nobody is to wait for a bucket because the file was closed before
-		if err := fs.behind.settle(c.wait(), fs); err != nil {
-			fs.budget.release(need)
-			return err
-		}
+		have = need
 		in.mu.Lock()
-	}
-	if app {
-		off = in.appendAt()
-		if off+uint64(len(p)) > meta.MaxSize {
-			in.mu.Unlock()
-			fs.budget.release(need)
-			return syscall.EFBIG
-		}
 	}
 	at := in.writtenAt(fs.meta.Now())
 	took := fs.writeLocked(in, off, p)
 	in.content.note(off, off+uint64(len(p)), app, at)
 	in.mu.Unlock()
-	fs.budget.release(need - took)
+	fs.budget.release(have - took)
 	fs.markDirty(in)
 	return nil
-}
-
-// endOf returns where a write of n bytes ends. in.mu is held.
-func (in *inode) endOf(off uint64, n int, app bool) uint64 {
-	if app {
-		off = in.appendAt()
-	}
-	return off + uint64(n)
 }
 
 // writtenAt returns the mtime of a write at now. It is later than the one before,
@@ -93,20 +96,63 @@ func (in *inode) appendAt() uint64 {
 	return in.current().Size
 }
 
+// wholeFrom is how much of a file's first block is written from its start on
+// before the block gets memory for all of it. Later blocks of a file that is written
+// in order have it at once.
+const wholeFrom = 1 << 20
+
+// isLong reports whether a write at off of a file, of which n bytes go to lo of a
+// block, is likely to be part of writing all of that block. d is what is dirty of it,
+// or nil.
+func (ct *content) isLong(d *dirty, off uint64, idx uint32, lo, n, bs int) bool {
+	if bs%chunkSize != 0 || d != nil && d.loan != nil {
+		return false
+	}
+	if lo == 0 || d != nil && d.spans.covers(0, lo) {
+		start := uint64(idx) * uint64(bs)
+		goesOn := idx > 0 && lo == 0 && (off < start || ct.wrote && ct.end == start)
+		return goesOn || lo+n >= min(wholeFrom, bs)
+	}
+	return false
+}
+
+// needs returns the bytes of budget that writeLocked will take. in.mu is held.
+func (fs *FS) needs(in *inode, off uint64, n int) int64 {
+	bs, need := fs.blockSize(), int64(0)
+	for at, end := off, off+uint64(n); at < end; {
+		idx, lo := uint32(at/uint64(bs)), int(at%uint64(bs))
+		n := int(min(end-at, uint64(bs-lo)))
+		d := in.content.dirty[idx]
+		if in.content.isLong(d, off, idx, lo, n, bs) {
+			need += int64(bs)
+			if d != nil {
+				need -= d.mem()
+			}
+		} else {
+			need += d.needs(lo, n)
+		}
+		at += uint64(n)
+	}
+	return need
+}
+
 // writeLocked copies p into dirty blocks, starts the upload of those that are
 // full, and returns the budget taken. in.mu is held.
 func (fs *FS) writeLocked(in *inode, off uint64, p []byte) int64 {
 	bs := fs.blockSize()
 	took := int64(0)
-	for len(p) > 0 {
-		idx, lo := uint32(off/uint64(bs)), int(off%uint64(bs))
+	for at := off; len(p) > 0; {
+		idx, lo := uint32(at/uint64(bs)), int(at%uint64(bs))
 		n := min(len(p), bs-lo)
 		d := in.content.dirtyBlock(idx)
+		if in.content.isLong(d, off, idx, lo, n, bs) {
+			took += d.move(fs.memory())
+		}
 		took += d.write(lo, p[:n])
 		if d.spans.covers(0, bs) && !in.content.run.on && in.content.up[idx] == nil {
 			fs.startUpload(in, idx)
 		}
-		off += uint64(n)
+		at += uint64(n)
 		p = p[n:]
 	}
 	return took
@@ -296,11 +342,11 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 		return rec, nil
 	}
 	if !u.inline && u.d.spans.covers(0, bs) {
-		return rec, fs.store(ctx, in, &rec, u.d.whole(bs))
+		return rec, fs.store(ctx, in, &rec, u.d)
 	}
-	buf := fs.buffer()
-	defer fs.recycle(buf)
-	data := (*buf)[:is.end()]
+	l := fs.memory()
+	defer l.Done()
+	data := l.Data()[:is.end()]
 	if err := fs.merge(ctx, in, &base, u.d, data); err != nil {
 		return rec, fmt.Errorf("fuse: merge block %d of inode %d: %w", idx, in.ino, err)
 	}
@@ -315,13 +361,20 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 	return rec, nil
 }
 
-// store stores a whole block. Nobody changes data any more: it is what memory
-// keeps of the block.
-func (fs *FS) store(ctx context.Context, in *inode, rec *meta.Block, data []byte) error {
-	if _, err := store.Give(ctx, fs.blocks, fs.key(in, rec), data); err != nil {
+// store stores a block all of which was written. It lends the memory that the block
+// was written to, unless that is not in one piece or may change once more: what was
+// appended may move.
+func (fs *FS) store(ctx context.Context, in *inode, rec *meta.Block, d *dirty) error {
+	l := d.loan
+	if l == nil || !rec.Whole {
+		l = fs.memory()
+		defer l.Done()
+		d.read(0, l.Data())
+	}
+	if err := store.Lend(ctx, fs.blocks, fs.key(in, rec), l); err != nil {
 		return uploadError(in, rec, err)
 	}
-	fs.uploaded(data)
+	fs.uploaded(l.Data())
 	return nil
 }
 
@@ -358,18 +411,17 @@ func (fs *FS) merge(ctx context.Context, in *inode, base *meta.Block, d *dirty, 
 	return nil
 }
 
-// buffers are of one block each, for uploads.
-var buffers sync.Pool
-
-func (fs *FS) buffer() *[]byte {
-	if b, ok := buffers.Get().(*[]byte); ok && cap(*b) >= fs.blockSize() {
-		return b
+// memory returns memory for a block, with room before it for its sealed form. It is
+// used again when all are done with it. It has rubbish in it.
+func (fs *FS) memory() *store.Loan {
+	bs := fs.blockSize()
+	b, _ := fs.memories.Get().(*[]byte)
+	if b == nil {
+		b = new([]byte)
+		*b = make([]byte, fs.cfg.Room+bs)
 	}
-	b := make([]byte, fs.blockSize())
-	return &b
+	return store.NewLoan(*b, fs.cfg.Room, func() { fs.memories.Put(b) })
 }
-
-func (fs *FS) recycle(b *[]byte) { buffers.Put(b) }
 
 // maxMerges bounds how often a flush starts again because others changed the
 // same blocks meanwhile.

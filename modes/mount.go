@@ -21,6 +21,7 @@ import (
 	"flexfs/meta"
 	"flexfs/store"
 	"flexfs/store/remote"
+	"flexfs/store/seal"
 )
 
 // How often a mount tries an operation on a block, proxies and bucket both, and
@@ -240,7 +241,7 @@ func (m *Mount) connect(ctx context.Context, blocks store.Store) error {
 	_, writing := m.shares()
 	m.fs = fuse.New(fuse.Config{
 		OnMount: m.onMount,
-		Meta:    service, Blocks: blocks, Volume: id, Budget: fuse.NewBudget(writing), Log: m.Log,
+		Meta:    service, Blocks: blocks, Volume: id, Room: seal.Room(int(s.Volume.BlockSize)), Budget: fuse.NewBudget(writing), Log: m.Log,
 		Stats:  func() any { return m.Stats() },
 		GiveUp: m.GiveUp, Away: m.away, Drain: m.Drain, WriteBehind: m.WriteBehind,
 		ReadOnly: m.ReadOnly, AllowOther: m.AllowOther, FSName: s.Volume.Name, Options: m.kernelOptions(),

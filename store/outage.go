@@ -246,12 +246,8 @@ func (w *outlasting) Put(ctx context.Context, key Key, data []byte) error {
 	return w.o.outlast(ctx, &w.o.puts, func(ctx context.Context) error { return w.next.Put(ctx, key, data) })
 }
 
-func (w *outlasting) Take(ctx context.Context, key Key, data []byte) (taken bool, err error) {
-	err = w.o.outlast(ctx, &w.o.puts, func(ctx context.Context) error {
-		taken, err = Give(ctx, w.next, key, data)
-		return err
-	})
-	return taken, err
+func (w *outlasting) Borrow(ctx context.Context, key Key, l *Loan) error {
+	return w.o.outlast(ctx, &w.o.puts, func(ctx context.Context) error { return Lend(ctx, w.next, key, l) })
 }
 
 func (w *outlasting) Delete(ctx context.Context, key Key) error { return w.next.Delete(ctx, key) }

@@ -232,21 +232,9 @@ func Peek(s Store, key Key, off, n int64) ([]byte, bool) {
 	return nil, false
 }
 
-// A Taker is a Store that can keep the bytes of a block that it is given, instead
-// of a copy.
-type Taker interface {
-	// Take is a Put. If it reports that data was taken, the caller must not change
-	// it any more; it is not if the Put fails.
-	Take(ctx context.Context, key Key, data []byte) (taken bool, err error)
-}
-
-// Give puts a block, and lets s keep data itself if it is a [Taker].
-func Give(ctx context.Context, s Store, key Key, data []byte) (taken bool, err error) {
-	if t, ok := s.(Taker); ok {
-		return t.Take(ctx, key, data)
-	}
-	return false, s.Put(ctx, key, data)
-}
+// A Checker is a Store of sealed blocks that has compared a block with its
+// checksums when a Get of all of it returns, so that nobody above needs to.
+type Checker interface{ ChecksWhole() }
 
 // DeleteAll removes blocks from s, in bulk if s can.
 func DeleteAll(ctx context.Context, s Store, keys []Key) error {

@@ -104,7 +104,7 @@ func (w *walk) file(ctx context.Context, ino meta.Ino, name string) error {
 			key := store.Key{Volume: w.volume, Ino: uint64(o.Ino), Index: o.Index, Gen: store.Gen(b.Gen)}
 			data, err := w.bucket.Get(ctx, key, 0, -1)
 			if err == nil {
-				err = seal.Verify(key, data)
+				_, err = seal.Verify(key, data)
 			}
 			if err != nil {
 				return fmt.Errorf("%s: block %v: %w", name, key, err)

@@ -110,7 +110,7 @@ func (c *Client) put(ctx context.Context, key store.Key, data []byte, from strin
 	}
 	req.ContentLength = int64(len(data))
 	req.GetBody = func() (io.ReadCloser, error) { return lent.reader(), nil }
-	req.Header.Set(headerCRC, checksum(data))
+	req.Header.Set(headerCRC, formatCRC(store.Sum(ctx, data)))
 	if from != "" {
 		req.Header.Set(headerCopy, from)
 	}

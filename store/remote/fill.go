@@ -172,7 +172,7 @@ func (p *Peers) from(ctx context.Context, m *peer, key store.Key) (data []byte) 
 	if p.cfg.Verify == nil {
 		return data
 	}
-	if err := p.cfg.Verify(key, data); err != nil {
+	if _, err := p.cfg.Verify(key, data); err != nil {
 		p.stats.rejected.Add(1)
 		m.mute(p.cfg.Timing.Mute)
 		p.cfg.Log.Warn("a peer answered with what is not the block", "proxy", m.settings.Address, "block", key.String(), "err", err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -38,11 +39,11 @@ func inFilled(t *testing.T, n int, test func(t *testing.T, p *Peers, f *filled))
 		w.fill(1)
 		f := &filled{t: t, bucket: &spy{Store: w.bucket}, order: order}
 		f.s = p.Fill(f.bucket)
-		p.cfg.Verify = func(key store.Key, data []byte) error {
+		p.cfg.Verify = func(key store.Key, data []byte) (uint32, error) {
 			if key != storetest.Key(0) || !bytes.Equal(data, block(0)) {
-				return errors.New("not the block")
+				return 0, errors.New("not the block")
 			}
-			return nil
+			return crc32.Checksum(data, castagnoli), nil
 		}
 		test(t, p, f)
 	})

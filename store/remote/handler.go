@@ -52,7 +52,7 @@ type Server struct {
 
 	// Verify checks a block that is to be put, as [seal.Verify] does, so that
 	// no client can make others read rubbish. Nil accepts everything.
-	Verify func(key store.Key, data []byte) error
+	Verify func(key store.Key, data []byte) (sum uint32, err error)
 
 	// Replica keeps copies for other members of the group. Nil: none are
 	// kept.
@@ -326,7 +326,7 @@ func (h *handler) put(ctx context.Context, w http.ResponseWriter, s store.Store,
 		return err
 	}
 	if h.Verify != nil {
-		if err := h.Verify(key, data); err != nil {
+		if _, err := h.Verify(key, data); err != nil {
 			return refuse(codeDamaged, "%v", err)
 		}
 	}

@@ -23,7 +23,7 @@ type PeersConfig struct {
 
 	// Verify checks a block that a peer answered with, as [seal.Verify] does,
 	// so that its damage does not spread. Nil accepts everything.
-	Verify func(key store.Key, data []byte) error
+	Verify func(key store.Key, data []byte) (sum uint32, err error)
 
 	Timing PeerTiming   // zero fields have the defaults
 	Log    *slog.Logger // nil: nothing is logged

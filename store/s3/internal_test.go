@@ -113,6 +113,28 @@ func TestAStalledConnectionFails(t *testing.T) {
 	})
 }
 
+// A body goes out in few steps: each is a system call, and wakes the other side.
+func TestABodyIsSentInFewSteps(t *testing.T) {
+	c := &stepConn{}
+	data := make([]byte, 4<<20)
+	r := io.LimitReader(newBody(data), int64(len(data)))
+	if n, err := io.Copy(stallConn{c, time.Second}, r); n != int64(len(data)) || err != nil {
+		t.Fatalf("%d bytes were sent: %v", n, err)
+	}
+	if c.steps != 16 {
+		t.Errorf("4 MiB were sent in %d steps, want 16", c.steps)
+	}
+}
+
+type stepConn struct {
+	net.Conn
+	steps int
+}
+
+func (c *stepConn) Write(b []byte) (int, error)      { c.steps++; return len(b), nil }
+func (c *stepConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *stepConn) SetWriteDeadline(time.Time) error { return nil }
+
 // While bytes go out slowly, the reader that waits for the answer is patient.
 func TestASlowConnectionDoesNotFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -333,7 +332,7 @@ func (s *Store) Put(ctx context.Context, key store.Key, data []byte) error {
 		in.ServerSideEncryption = types.ServerSideEncryptionAes256
 	}
 	if !s.cfg.NoChecksum {
-		in.ChecksumCRC32C = aws.String(checksumHeader(data))
+		in.ChecksumCRC32C = aws.String(checksumHeader(store.Sum(ctx, data)))
 	}
 	return s.do(ctx, attempts, operation{"put", key}, func(ctx context.Context) error {
 		in := in
@@ -346,12 +345,10 @@ func (s *Store) Put(ctx context.Context, key store.Key, data []byte) error {
 	})
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// checksumHeader is the CRC-32C of data as S3 wants it. The store refuses bytes
-// that were damaged on the way.
-func checksumHeader(data []byte) string {
-	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.Checksum(data, castagnoli)))
+// checksumHeader is a CRC-32C as S3 wants it. The store refuses bytes that were
+// damaged on the way.
+func checksumHeader(sum uint32) string {
+	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, sum))
 }
 
 // Delete implements [store.Store].

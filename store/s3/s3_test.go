@@ -338,6 +338,25 @@ func TestTheChecksumIsS3s(t *testing.T) {
 	}
 }
 
+// The checksum that whoever made the data says it has is what the store compares
+// them with, so damage on the way to the store is found.
+func TestDataOfAnotherSumAreRefused(t *testing.T) {
+	server := s3test.Start(t)
+	s := open(t, config(server, server.Bucket()))
+	data := []byte("123456789")
+	ctx := store.WithSum(t.Context(), data, store.Sum(t.Context(), data))
+	if err := s.Put(ctx, storetest.Key(1), data); err != nil {
+		t.Error(err)
+	}
+	data[0]++
+	if err := s.Put(ctx, storetest.Key(2), data); err == nil {
+		t.Error("bytes were stored that are not those with the checksum")
+	}
+	if err := s.Put(ctx, storetest.Key(3), bytes.Clone(data)); err != nil {
+		t.Errorf("the checksum of other data was used: %v", err)
+	}
+}
+
 func TestFailuresAreRepeatedAndAnswersAreNot(t *testing.T) {
 	for name, test := range map[string]struct {
 		status int

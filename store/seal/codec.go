@@ -78,6 +78,15 @@ type sample struct {
 	packed [samples*sampleLen + 1<<10]byte // what does not compress gets longer
 }
 
+// gains reports whether compression may be worth it, by a sample of a frame that
+// is long enough for one.
+func (c *compressors) gains(codec Codec, plain []byte) (bool, error) {
+	if codec == None {
+		return false, nil
+	}
+	return c.trySample(codec, plain)
+}
+
 // compress appends the compressed frame to dst, which must have room for the
 // frame's length, though the result may be elsewhere. It reports false if that
 // does not save enough, or a sample says so.

@@ -235,21 +235,33 @@ func (h *Head) Check(frames []byte, off, n int64) error {
 }
 
 // Verify tests a whole sealed block: that it is key's, is complete, and agrees
-// with its checksums. It needs no secret. Any error wraps [store.ErrCorrupt].
-func Verify(key store.Key, sealed []byte) error {
-	_, err := verified(key, sealed)
-	return err
+// with its checksums. It needs no secret, and returns the CRC-32C of all of it. Any
+// error wraps [store.ErrCorrupt].
+func Verify(key store.Key, sealed []byte) (sum uint32, err error) {
+	h, err := complete(key, sealed)
+	if err != nil {
+		return 0, err
+	}
+	return h.sum(), h.Check(sealed[h.Len():], 0, -1)
 }
 
-func verified(key store.Key, sealed []byte) (*Head, error) {
+// complete parses the head of a block that should be key's and as long as it says.
+func complete(key store.Key, sealed []byte) (*Head, error) {
 	h, err := headOf(key, sealed)
-	if err != nil {
-		return nil, err
+	if err == nil && int64(len(sealed)) != h.SealedLen() {
+		err = corrupt(key, "%d bytes long, should be %d", len(sealed), h.SealedLen())
 	}
-	if int64(len(sealed)) != h.SealedLen() {
-		return nil, corrupt(key, "%d bytes long, should be %d", len(sealed), h.SealedLen())
+	return h, err
+}
+
+// sum returns the CRC-32C of the whole sealed block, which follows from those of
+// its parts.
+func (h *Head) sum() uint32 {
+	sum := checksum(h.raw)
+	for _, f := range h.frames {
+		sum = joinSums(sum, f.crc, int(f.len))
 	}
-	return h, h.Check(sealed[h.Len():], 0, -1)
+	return sum
 }
 
 // headOf parses the head of a block that should be key's.

@@ -46,11 +46,17 @@ func NewSealer(opt Options) *Sealer {
 // Encode appends the sealed form of plain to dst. The same key and bytes give
 // the same sealed form.
 func (s *Sealer) Encode(dst []byte, key store.Key, plain []byte) ([]byte, error) {
+	b, _, err := s.encode(dst, key, plain)
+	return b, err
+}
+
+// encode is Encode, and returns the CRC-32C of the sealed form as well.
+func (s *Sealer) encode(dst []byte, key store.Key, plain []byte) ([]byte, uint32, error) {
 	if len(plain) > store.MaxBlock {
-		return dst, fmt.Errorf("seal: block %v of %d bytes is longer than %d", key, len(plain), store.MaxBlock)
+		return dst, 0, fmt.Errorf("seal: block %v of %d bytes is longer than %d", key, len(plain), store.MaxBlock)
 	}
 	count := int(frameCount(uint32(len(plain)), frameLog))
-	cipherID, headLen, overhead := byte(cipherNone), fixedLen+count*entryLen+crcLen, 0
+	cipherID, headLen, overhead := byte(cipherNone), Room(len(plain)), 0
 	if s.keys != nil {
 		cipherID, headLen, overhead = cipherGCM, headLen+tagLen, tagLen
 	}
@@ -66,21 +72,64 @@ func (s *Sealer) Encode(dst []byte, key store.Key, plain []byte) ([]byte, error)
 		part = part[:min(len(part), frameSize)]
 		n, asIs, err := s.pack(b[at:at+len(part)], part)
 		if err != nil {
-			return dst, err
+			return dst, 0, err
 		}
-		size := uint32(n + overhead)
-		if asIs {
-			size |= storedAsIs
-		}
-		head = binary.BigEndian.AppendUint32(head, size)
-		head = append(head, 0, 0, 0, 0) // the checksum, see finish
+		head = appendEntry(head, n+overhead, asIs)
 		frames[i] = b[at : at+n]
 		at += n + overhead
 	}
-	if err := s.finish(head, key, frames); err != nil {
-		return dst, err
+	sum, err := s.finish(head, key, frames, func(i int) uint32 { return checksum(frames[i]) })
+	if err != nil {
+		return dst, 0, err
 	}
-	return b[:at], nil
+	return b[:at], sum, nil
+}
+
+// Room returns how many bytes there must be before a block of n bytes for it to be
+// sealed where it is.
+func Room(n int) int {
+	return fixedLen + int(frameCount(uint32(n), frameLog))*entryLen + crcLen
+}
+
+// inPlace seals a block where it is, if none of it is to be compressed or
+// encrypted: then the sealed form is a head in the room before it. It
+// returns that and its CRC-32C, or nil.
+func (s *Sealer) inPlace(key store.Key, l *store.Loan) (sealed []byte, sum uint32, err error) {
+	mem, room := l.Room()
+	plain := mem[room:]
+	from := room - Room(len(plain))
+	if s.keys != nil || from < 0 || len(plain) > store.MaxBlock || len(plain)%frameSize != 0 {
+		return nil, 0, nil
+	}
+	frames := make([][]byte, len(plain)/frameSize)
+	for i := range frames {
+		frames[i] = plain[i<<frameLog:][:frameSize]
+		if gains, err := s.work.gains(s.codec, frames[i]); gains || err != nil {
+			return nil, 0, err
+		}
+	}
+	head := appendFixed(mem[from:from:room], key, s.codec, cipherNone, len(plain))
+	for range frames {
+		head = appendEntry(head, frameSize, true)
+	}
+	sum, err = s.finish(head, key, frames, func(i int) uint32 {
+		if sum, ok := partsSum(l, i); ok {
+			return sum
+		}
+		return checksum(frames[i])
+	})
+	return mem[from:], sum, err
+}
+
+// appendEntry appends an entry of the frame table, whose checksum is not known yet:
+// see finish.
+func appendEntry(head []byte, n int, asIs bool) []byte {
+	size := uint32(n)
+	if asIs {
+		size |= storedAsIs
+	}
+	head = binary.BigEndian.AppendUint32(head, size)
+	return append(head, 0, 0, 0, 0)
 }
 
 // sized returns dst with its length unchanged and room for n more bytes, and
@@ -108,8 +157,9 @@ func (s *Sealer) pack(dst, plain []byte) (n int, asIs bool, err error) {
 }
 
 // finish encrypts the frames in place, and completes the head: nonce,
-// checksums, tag. Behind each frame there is room for a tag.
-func (s *Sealer) finish(head []byte, key store.Key, frames [][]byte) error {
+// checksums, tag. Behind each frame there is room for a tag, if it is encrypted. It
+// returns the CRC-32C of all, with those of the frames from sumOf.
+func (s *Sealer) finish(head []byte, key store.Key, frames [][]byte, sumOf func(i int) uint32) (uint32, error) {
 	var aead cipher.AEAD
 	var nonce [nonceLen]byte
 	if s.keys != nil {
@@ -118,28 +168,44 @@ func (s *Sealer) finish(head []byte, key store.Key, frames [][]byte) error {
 		copy(head[nonceAt:], nonce[:])
 		var err error
 		if aead, err = keys.aead(key); err != nil {
-			return err
+			return 0, err
 		}
 	}
+	entries := head[fixedLen:]
 	for i, f := range frames {
 		if aead != nil {
 			f = aead.Seal(f[:0:len(f)+tagLen], nonceFor(nonce, uint32(i)), f, nil)
+			frames[i] = f
 		}
-		binary.BigEndian.PutUint32(head[fixedLen+i*entryLen+4:], checksum(f))
+		binary.BigEndian.PutUint32(entries[i*entryLen+4:], sumOf(i))
 	}
 	if aead != nil {
 		head = aead.Seal(head, nonceFor(nonce, headNonce), nil, head)
 	}
-	_ = binary.BigEndian.AppendUint32(head, checksum(head)) // lands in the room before the frames
-	return nil
+	head = binary.BigEndian.AppendUint32(head, checksum(head)) // lands in the room before the frames
+	sum := checksum(head)
+	for i, f := range frames {
+		sum = joinSums(sum, binary.BigEndian.Uint32(entries[i*entryLen+4:]), len(f))
+	}
+	return sum, nil
 }
 
 // Decode returns the plain block. A damaged block, or one that is not key's, is
 // an error that wraps [store.ErrCorrupt].
 func (s *Sealer) Decode(key store.Key, sealed []byte) ([]byte, error) {
-	h, err := verified(key, sealed)
+	return s.decode(key, sealed, true)
+}
+
+// decode is Decode, with or without a look at the checksums of the frames.
+func (s *Sealer) decode(key store.Key, sealed []byte, check bool) ([]byte, error) {
+	h, err := complete(key, sealed)
 	if err != nil {
 		return nil, err
+	}
+	if check {
+		if err := h.Check(sealed[h.Len():], 0, -1); err != nil {
+			return nil, err
+		}
 	}
 	aead, err := s.admit(h)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -246,6 +247,88 @@ func TestTheLargestBlockIsWithinTheBounds(t *testing.T) {
 	}
 }
 
+// random returns bytes that cannot be compressed.
+func random(n int) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+}
+
+// A lender notes the block that it is lent.
+type lender struct {
+	store.Store
+	sealed []byte
+	sum    uint32
+}
+
+func (l *lender) Borrow(ctx context.Context, key store.Key, loan *store.Loan) error {
+	l.sealed = loan.Data()
+	l.sealed[0] ^= 1 // it must not be computed here
+	l.sum = store.Sum(ctx, l.sealed)
+	l.sealed[0] ^= 1
+	return l.Store.Put(ctx, key, loan.Data())
+}
+
+// What is stored as it is, is sealed where it is; its sealed form is that of any
+// other.
+func TestABlockIsSealedWhereItIs(t *testing.T) {
+	const size = 512 << 10
+	key := storetest.Key(1)
+	for name, test := range map[string]struct {
+		sealer  string
+		data    []byte
+		room    int
+		inPlace bool
+	}{
+		"random":               {"lz4", random(size), seal.Room(size), true},
+		"not to be compressed": {"none", make([]byte, size), seal.Room(size), true},
+		"more room":            {"zstd", random(size), seal.Room(size) + 100, true},
+		"too little room":      {"lz4", random(size), seal.Room(size) - 1, false},
+		"zeros":                {"lz4", make([]byte, size), seal.Room(size), false},
+		"zeros at the end":     {"lz4", append(random(size-128<<10), make([]byte, 128<<10)...), seal.Room(size), false},
+		"odd":                  {"lz4", random(size - 1), seal.Room(size), false},
+		"encrypted":            {"none encrypted", random(size), seal.Room(size) + 100, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next := &lender{Store: mem.New(t)}
+			s := sealers()[test.sealer].Over(next)
+			buf := append(make([]byte, test.room), test.data...)
+			free := false
+			l := store.NewLoan(buf, test.room, func() { free = true })
+			for i := range len(test.data) / store.PartSize / 2 * 2 {
+				if i != 2 { // all of the parts of some frames
+					l.SumPart(i)
+				}
+			}
+			if err := store.Lend(t.Context(), s, key, l); err != nil {
+				t.Fatal(err)
+			}
+			if free {
+				t.Error("the memory is free before its owner is done")
+			}
+			if l.Done(); !free {
+				t.Error("the memory is not free when all are done")
+			}
+			if in := &next.sealed[len(next.sealed)-1] == &buf[len(buf)-1]; in != test.inPlace {
+				t.Errorf("sealed where it is: %v, want %v", in, test.inPlace)
+			}
+			want, err := sealers()[test.sealer].Encode(nil, key, test.data)
+			if err != nil || !bytes.Equal(next.sealed, want) {
+				t.Errorf("sealed to %d bytes, want %d others: %v", len(next.sealed), len(want), err)
+			}
+			if sum := store.Sum(t.Context(), next.sealed); next.sum != sum {
+				t.Errorf("the sum that comes along is %08x, want %08x", next.sum, sum)
+			}
+			if sum, err := seal.Verify(key, next.sealed); err != nil || sum != next.sum {
+				t.Errorf("Verify: %08x, %v; want %08x", sum, err, next.sum)
+			}
+			if got, err := s.Get(t.Context(), key, 0, -1); err != nil || !bytes.Equal(got, test.data) {
+				t.Errorf("reads as %d other bytes: %v", len(got), err)
+			}
+		})
+	}
+}
+
 // Each byte of a sealed block matters: a block with any one changed, missing or
 // added is corrupt, to those who know the secret and to those who do not.
 func TestAnyDamageIsNoticed(t *testing.T) {
@@ -256,12 +339,12 @@ func TestAnyDamageIsNoticed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := seal.Verify(key, good); err != nil {
+		if _, err := seal.Verify(key, good); err != nil {
 			t.Fatal(err)
 		}
 		noticed := func(what string, b []byte) {
 			t.Helper()
-			if err := seal.Verify(key, b); !errors.Is(err, store.ErrCorrupt) {
+			if _, err := seal.Verify(key, b); !errors.Is(err, store.ErrCorrupt) {
 				t.Errorf("Verify of a block with %s: %v, want ErrCorrupt", what, err)
 			}
 			if _, err := s.Decode(key, b); !errors.Is(err, store.ErrCorrupt) {
@@ -288,7 +371,7 @@ func TestABlockUnderAWrongKeyIsNoticed(t *testing.T) {
 		{Volume: right.Volume, Ino: right.Ino + 1, Index: right.Index, Gen: right.Gen},
 		{Volume: right.Volume, Ino: right.Ino, Index: right.Index, Gen: store.Gen{Session: right.Gen.Session, Seq: right.Gen.Seq + 1}},
 	} {
-		if err := seal.Verify(wrong, b); !errors.Is(err, store.ErrCorrupt) {
+		if _, err := seal.Verify(wrong, b); !errors.Is(err, store.ErrCorrupt) {
 			t.Errorf("Verify under a wrong key: %v, want ErrCorrupt", err)
 		}
 	}

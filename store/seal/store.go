@@ -28,12 +28,14 @@ func New(next store.Store, opt Options) store.Store { return NewSealer(opt).Over
 // Over is [New] with a Sealer, which may be shared: it derives a volume's keys
 // but once.
 func (s *Sealer) Over(next store.Store) store.Store {
-	return &sealed{next: next, sealer: s, heads: newHeads(maxHeads)}
+	_, checked := next.(store.Checker)
+	return &sealed{next: next, sealer: s, checked: checked, heads: newHeads(maxHeads)}
 }
 
 type sealed struct {
 	next    store.Store
 	sealer  *Sealer
+	checked bool // next is a store.Checker
 	heads   *heads
 	layout  layout
 	buffers sync.Pool // of *[]byte, for Put
@@ -44,19 +46,32 @@ func (s *sealed) Put(ctx context.Context, key store.Key, data []byte) error {
 	if p == nil {
 		p = new([]byte)
 	}
-	b, err := s.sealer.Encode((*p)[:0], key, data)
+	b, sum, err := s.sealer.encode((*p)[:0], key, data)
 	if err != nil {
 		return err
 	}
-	taken, err := store.Give(ctx, s.next, key, b)
-	if err != nil {
+	l := store.NewLoan(b, 0, func() { *p = b; s.buffers.Put(p) })
+	if err := store.Lend(store.WithSum(ctx, b, sum), s.next, key, l); err != nil {
 		return err // somebody may still be busy giving up; leave the buffer to them
 	}
-	if !taken {
-		*p = b
-		s.buffers.Put(p)
-	}
+	l.Done()
 	return nil
+}
+
+// Borrow implements [store.Borrower]. A block that is stored as it is, and has room
+// before it, is sealed where it is.
+func (s *sealed) Borrow(ctx context.Context, key store.Key, l *store.Loan) error {
+	b, sum, err := s.sealer.inPlace(key, l)
+	if err != nil {
+		return err
+	}
+	if b == nil {
+		return s.Put(ctx, key, l.Data())
+	}
+	l.Keep()
+	whole := store.NewLoan(b, 0, l.Done)
+	defer whole.Done()
+	return store.Lend(store.WithSum(ctx, b, sum), s.next, key, whole)
 }
 
 func (s *sealed) Delete(ctx context.Context, key store.Key) error {
@@ -86,7 +101,7 @@ func (s *sealed) get(ctx context.Context, key store.Key, off, n int64) ([]byte, 
 		if err != nil {
 			return nil, err
 		}
-		return s.sealer.Decode(key, b)
+		return s.sealer.decode(key, b, !s.checked)
 	}
 	head, frames, err := store.GetFrames(ctx, s.next, key, off, n)
 	if errors.Is(err, errors.ErrUnsupported) {
