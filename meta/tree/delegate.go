@@ -23,15 +23,15 @@ import (
 // maxDelegations bounds the directories of one session.
 const maxDelegations = 4096
 
-// A streak is how often one session asked for a directory to be delegated, without
-// success because others hold it, and without any of them asking for it meanwhile.
+// A streak is how often one session changed names in a directory and others had to
+// be told because they hold it, without any of them asking for it meanwhile.
 type streak struct {
 	s *session
 	n int
 }
 
 // longStreak is when those others are told to forget all of the directory, and so
-// hold it no more.
+// hold it no more. Then it may be delegated, and they need not be told any more.
 const longStreak = 16
 
 // noteStreak counts. v.mu is held.
@@ -40,7 +40,10 @@ func (v *volume) noteStreak(s *session, dir meta.Ino) {
 	if k.s != s {
 		k = streak{s: s}
 	}
-	if k.n++; len(v.streaks) < maxDelegations || k.n > 1 {
+	switch k.n++; {
+	case k.n > longStreak: // they were told to forget it
+		delete(v.streaks, dir)
+	case k.n > 1 || len(v.streaks) < maxDelegations:
 		v.streaks[dir] = k
 	}
 }
@@ -73,9 +76,6 @@ func (c *change) delegate(dir meta.Ino) (bool, error) {
 	if ok {
 		s.delegations[dir] = struct{}{}
 		v.delegated[dir] = s
-		delete(v.streaks, dir)
-	} else {
-		v.noteStreak(s, dir)
 	}
 	v.mu.Unlock()
 	if !ok {

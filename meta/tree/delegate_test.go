@@ -154,6 +154,22 @@ func TestWhoDoesNotAskAnyMoreDoesNotPreventADelegation(t *testing.T) {
 	}
 }
 
+// Nor are they told of each change there.
+func TestWhoDoesNotAskAnyMoreIsToldNoMore(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.hello("rw:"), w.hello("rw:")
+	dir := a.dir(meta.Root, "d")
+	b.ok(&meta.Request{Op: meta.OpGetattr, Ino: dir})
+	b.conn.told()
+	for n := range 10 * longStreak {
+		a.ok(&meta.Request{Op: meta.OpMake, Ino: dir, Name: fmt.Sprint(n), Mode: syscall.S_IFIFO | 0o644})
+	}
+	told := b.conn.told()
+	if n := len(told); n < longStreak || n > longStreak+1 || !told[n-1].Entries {
+		t.Errorf("it was told %d times, in the end of %+v", n, told[n-1])
+	}
+}
+
 func TestASessionHasSoManyDirectoriesDelegated(t *testing.T) {
 	w := newWorld(t)
 	a := w.hello("rw:")

@@ -59,18 +59,25 @@ func (n *notice) need(invals []meta.Inval) error {
 	n.v.mu.Lock()
 	defer n.v.mu.Unlock()
 	var tasks map[*session][]meta.Inval // mostly none
-	add := func(s *session, inval meta.Inval) {
-		if s != n.s && !n.told[toldingOf(s, &inval)] {
-			if tasks == nil {
-				tasks = make(map[*session][]meta.Inval)
-			}
-			tasks[s] = append(tasks[s], inval)
+	add := func(s *session, inval meta.Inval) bool {
+		if s == n.s || n.told[toldingOf(s, &inval)] {
+			return false
 		}
+		if tasks == nil {
+			tasks = make(map[*session][]meta.Inval)
+		}
+		tasks[s] = append(tasks[s], inval)
+		return true
 	}
 	for _, inval := range invals {
-		inval.Entries = inval.Entries || len(inval.Names) > 0 && n.v.idle(n.s, inval.Ino)
+		names := len(inval.Names) > 0
+		inval.Entries = inval.Entries || names && n.v.idle(n.s, inval.Ino)
+		others := false
 		for s := range n.v.holders[inval.Ino] {
-			add(s, inval)
+			others = add(s, inval) || others
+		}
+		if names && others {
+			n.v.noteStreak(n.s, inval.Ino)
 		}
 		// A session that was alive before this server started and has not
 		// returned may have cached anything.
