@@ -1,7 +1,6 @@
 package fuse
 
 import (
-	"sync"
 	"sync/atomic"
 
 	"flexfs/meta"
@@ -74,12 +73,13 @@ func (fs *FS) learnEntries(dir *inode, rep *meta.Reply, seq uint64, ahead bool) 
 			child.content.ahead = recordWorth + int64(len(e.Block.Data))
 			bytes += child.content.ahead
 		}
+		more := child.content.toStock()
 		child.mu.Unlock()
 		fs.remember(dir, e.Name, child, rep.Cache, seq)
 		switch {
 		case e.Block == nil:
 		case e.Block.Inline:
-			fs.stock.keep(child, int64(len(e.Block.Data)))
+			fs.stock.keep(child, more)
 		case !had && e.Block.Len <= wholeFile:
 			blocks = append(blocks, next{name: e.Name, in: child, block: e.Block})
 		}
@@ -175,57 +175,4 @@ func (fs *FS) fetchBlock(in *inode, b *meta.Block) bool {
 		_, _ = fs.blocks.Get(fs.ctx, fs.key(in, b), 0, -1)
 	}()
 	return true
-}
-
-// A stock bounds the contents that came with listings, which are in the block maps
-// of their inodes. What has been there for longest goes first.
-type stock struct {
-	budget *Budget
-
-	mu    sync.Mutex
-	queue []portion
-	size  int64 // of all, taken from the budget
-
-	closed bool
-}
-
-// A portion is the contents of one inode.
-type portion struct {
-	in   *inode
-	size int64
-}
-
-// keep adds an inode's contents, and has older ones go if there are too many, or
-// these themselves if memory is short.
-func (s *stock) keep(in *inode, size int64) {
-	var out []portion
-	s.mu.Lock()
-	for len(s.queue) > 0 && s.size+size > s.budget.max/8 {
-		out = append(out, s.queue[0])
-		s.size -= s.queue[0].size
-		s.budget.releaseAhead(s.queue[0].size)
-		s.queue = s.queue[1:]
-	}
-	if !s.closed && s.budget.tryAhead(size) {
-		s.queue = append(s.queue, portion{in, size})
-		s.size += size
-	} else {
-		out = append(out, portion{in, size})
-	}
-	s.mu.Unlock()
-	for _, p := range out {
-		p.in.mu.Lock()
-		if b, ok := p.in.content.recs[0]; ok && b.Inline {
-			p.in.content.forgetMap()
-		}
-		p.in.mu.Unlock()
-	}
-}
-
-// close gives the memory back to the budget.
-func (s *stock) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.budget.releaseAhead(s.size)
-	s.queue, s.size, s.closed = nil, 0, true
 }

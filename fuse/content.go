@@ -31,7 +31,8 @@ type content struct {
 	times  meta.Attr // atime and mtime that were set after the last write
 	run    appendRun
 
-	ahead int64 // bytes that were fetched ahead, if no program has read them yet
+	ahead   int64 // bytes that were fetched ahead, if no program has read them yet
+	stocked int64 // bytes of the block map that the stock counts
 
 	loss  loss
 	mutex chan struct{} // one flush, commit or truncation at a time; see lock
@@ -329,7 +330,6 @@ func (fs *FS) fetchFrom(ctx context.Context, in *inode, idx uint32) ([]meta.Bloc
 		end = int(rep.Blocks[n-1].Index) + 1
 	}
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	ct := &in.content
 	fresh := rep.Cache && !fs.invals.since(seq, in.ino)
 	in.learn(&rep.Attr, nil, fresh)
@@ -339,6 +339,9 @@ func (fs *FS) fetchFrom(ctx context.Context, in *inode, idx uint32) ([]meta.Bloc
 		}
 		ct.known = ct.known.add(span{first, end})
 	}
+	more := ct.toStock()
+	in.mu.Unlock()
+	fs.stock.keep(in, more)
 	list := rep.Blocks
 	for len(list) > 0 && list[0].Index < idx {
 		list = list[1:]

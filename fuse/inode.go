@@ -146,12 +146,14 @@ func (fs *FS) unname(in *inode) {
 func (fs *FS) learn(attr *meta.Attr, block *meta.Block, cache bool, seq uint64) *inode {
 	in := fs.inode(attr.Ino)
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	stale := fs.invals.sinceTold
 	if in.attr.Ino == 0 {
 		stale = fs.invals.since // nothing here knows what we changed
 	}
 	in.learn(attr, block, cache && !stale(seq, in.ino))
+	more := in.content.toStock()
+	in.mu.Unlock()
+	fs.stock.keep(in, more)
 	return in
 }
 

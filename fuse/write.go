@@ -763,7 +763,9 @@ func (fs *FS) commitSome(ctx context.Context, in *inode) (more bool, err error) 
 		in.valid = false
 	}
 	more = len(in.content.pend) > 0 && len(list) == meta.MaxCommit
+	stock := in.content.toStock()
 	in.mu.Unlock()
+	fs.stock.keep(in, stock)
 	switch {
 	case m == nil:
 	case err != nil:
