@@ -14,7 +14,8 @@ type Budget struct {
 
 	mu      sync.Mutex
 	used    int64
-	ahead   int64 // part of used that is read-ahead
+	ahead   int64 // part of used that is read-ahead, or kept
+	kept    int64 // part of ahead that stocks have
 	waiters list.List
 	press   map[*FS]func() // told when somebody must wait
 }
@@ -66,15 +67,10 @@ func (b *Budget) tryAhead(n int64) bool {
 
 // acquire takes n bytes, and waits for them until ctx ends.
 func (b *Budget) acquire(ctx context.Context, n int64) error {
-	b.mu.Lock()
-	if b.waiters.Len() == 0 && b.used+n <= b.max {
-		b.used += n
-		b.mu.Unlock()
-		return nil
-	}
 	w := &waiter{n: n, ready: make(chan struct{})}
+	b.mu.Lock()
 	el := b.waiters.PushBack(w)
-	b.pressure()
+	b.wake()
 	b.mu.Unlock()
 
 	select {
@@ -120,12 +116,31 @@ func (b *Budget) releaseAhead(n int64) {
 	b.mu.Unlock()
 }
 
+// tryKeep is tryAhead for a stock.
+func (b *Budget) tryKeep(n int64) bool {
+	if !b.tryAhead(n) {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kept += n
+	return true
+}
+
+func (b *Budget) releaseKept(n int64) {
+	b.mu.Lock()
+	b.kept -= n
+	b.mu.Unlock()
+	b.releaseAhead(n)
+}
+
 // wake hands free bytes to those who have waited longest. b.mu is held.
 func (b *Budget) wake() {
 	for el := b.waiters.Front(); el != nil; el = b.waiters.Front() {
 		w := el.Value.(*waiter)
-		// Somebody alone gets what he asks for, however much it is.
-		if b.used+w.n > b.max && b.used > 0 {
+		// Somebody alone gets what he asks for, however much it is: what is
+		// kept may stay for ever.
+		if b.used+w.n > b.max && b.used > b.ahead {
 			b.pressure()
 			return
 		}

@@ -42,10 +42,10 @@ func (s *stock) keep(in *inode, size int64) {
 	for len(s.queue) > 0 && s.size+size > s.budget.max/8 {
 		out = append(out, s.queue[0])
 		s.size -= s.queue[0].size
-		s.budget.releaseAhead(s.queue[0].size)
+		s.budget.releaseKept(s.queue[0].size)
 		s.queue = s.queue[1:]
 	}
-	if !s.closed && s.budget.tryAhead(size) {
+	if !s.closed && s.budget.tryKeep(size) {
 		s.queue = append(s.queue, portion{in, size})
 		s.size += size
 	} else {
@@ -66,6 +66,6 @@ func (s *stock) keep(in *inode, size int64) {
 func (s *stock) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.budget.releaseAhead(s.size)
+	s.budget.releaseKept(s.size)
 	s.queue, s.size, s.closed = nil, 0, true
 }

@@ -238,6 +238,24 @@ func TestTheBudgetIsHandedOutInOrder(t *testing.T) {
 	})
 }
 
+// What is kept of files that were read does not stop a writer who wants all.
+func TestWhoIsAloneGetsWhatHeAsksFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(16 << 20)
+		if !b.tryAhead(2 << 20) {
+			t.Fatal("there is no room for read-ahead")
+		}
+		for _, n := range []int64{16 << 20, 20 << 20} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			if err := b.acquire(ctx, n); err != nil {
+				t.Errorf("%d bytes: %v", n, err)
+			}
+			cancel()
+			b.release(n)
+		}
+	})
+}
+
 func TestModesConvertBothWays(t *testing.T) {
 	for _, kind := range []uint32{syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFIFO, syscall.S_IFSOCK, syscall.S_IFCHR, syscall.S_IFBLK} {
 		for perm := uint32(0); perm < 0o10000; perm += 0o111 {
