@@ -21,14 +21,16 @@ type server struct {
 
 	// state is the number of the leader, times 2, plus 1 while it is with an
 	// operation.
-	state  atomic.Uint64
-	ops    atomic.Uint64
-	parked atomic.Bool   // the watchdog sleeps
-	wake   chan struct{} // to wake it
-	slots  chan struct{} // an element per detached operation
-	spare  chan struct{} // more of them, while a server is out of reach
-	done   chan struct{} // closed when the kernel hung up
-	wg     sync.WaitGroup
+	state   atomic.Uint64
+	ops     atomic.Uint64
+	parked  atomic.Bool   // the watchdog sleeps
+	wake    chan struct{} // to wake it
+	slots   chan struct{} // an element per detached operation
+	spare   chan struct{} // more of them, while a server is out of reach
+	resting chan struct{} // an element per goroutine that has led and may lead again
+	next    chan uint64   // the numbers with which they do
+	done    chan struct{} // closed when the kernel hung up
+	wg      sync.WaitGroup
 }
 
 const (
@@ -40,6 +42,10 @@ const (
 	// still to be answered from caches, and who waits can be interrupted.
 	maxSpare = 4096
 
+	// maxResting bounds the goroutines that wait to lead again. Their stacks have
+	// grown, which costs more than the goroutine.
+	maxResting = 32
+
 	// patience is how long an operation may keep the leader from reading.
 	patience = 2 * time.Millisecond
 
@@ -50,12 +56,14 @@ const (
 
 func newServer(fs *FS, conn *connection) *server {
 	return &server{
-		fs:    fs,
-		conn:  conn,
-		wake:  make(chan struct{}, 1),
-		slots: make(chan struct{}, maxOps),
-		spare: make(chan struct{}, maxSpare),
-		done:  make(chan struct{}),
+		fs:      fs,
+		conn:    conn,
+		wake:    make(chan struct{}, 1),
+		slots:   make(chan struct{}, maxOps),
+		spare:   make(chan struct{}, maxSpare),
+		resting: make(chan struct{}, maxResting),
+		next:    make(chan uint64),
+		done:    make(chan struct{}),
 	}
 }
 
@@ -63,16 +71,33 @@ func newServer(fs *FS, conn *connection) *server {
 // answered. It is called by the library.
 func (s *server) ServeOps(c *fuse.Connection) {
 	s.conn.open(c)
-	s.wg.Add(1)
-	go s.lead(c, 0)
+	s.wg.Go(func() { s.serve(c, 0) })
 	s.wg.Go(func() { s.watch(c) }) // counted, for it makes leaders: the one that it relieves may just be ending
 	s.wg.Wait()
 	s.conn.close()
 }
 
-// lead serves as leader number id until another leads.
+// serve leads as number id, and then whenever another leader is needed.
+func (s *server) serve(c *fuse.Connection, id uint64) {
+	for {
+		s.lead(c, id)
+		select {
+		case s.resting <- struct{}{}:
+		default:
+			return
+		}
+		select {
+		case id = <-s.next:
+			<-s.resting
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// lead serves as leader number id until another leads, or there is nothing to
+// serve any more.
 func (s *server) lead(c *fuse.Connection, id uint64) {
-	defer s.wg.Done()
 	for {
 		ctx, op, err := c.ReadOp()
 		if err != nil { // unmounted
@@ -143,9 +168,13 @@ func (s *server) enter() chan struct{} {
 // handOver makes another goroutine the leader, if id leads and is with an
 // operation.
 func (s *server) handOver(c *fuse.Connection, id uint64) {
-	if s.state.CompareAndSwap(id<<1|1, (id+1)<<1) {
-		s.wg.Add(1)
-		go s.lead(c, id+1)
+	if !s.state.CompareAndSwap(id<<1|1, (id+1)<<1) {
+		return
+	}
+	select {
+	case s.next <- id + 1:
+	default:
+		s.wg.Go(func() { s.serve(c, id+1) })
 	}
 }
 

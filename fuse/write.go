@@ -344,14 +344,19 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 	if !u.inline && u.d.spans.covers(0, bs) {
 		return rec, fs.store(ctx, in, &rec, u.d)
 	}
-	l := fs.memory()
-	defer l.Done()
-	data := l.Data()[:is.end()]
+	var data []byte
+	if u.inline {
+		data = make([]byte, is.end())
+		rec.Inline, rec.Data, rec.Holes = true, data, nil
+	} else {
+		l := fs.memory()
+		defer l.Done()
+		data = l.Data()[:is.end()]
+	}
 	if err := fs.merge(ctx, in, &base, u.d, data); err != nil {
 		return rec, fmt.Errorf("fuse: merge block %d of inode %d: %w", idx, in.ino, err)
 	}
 	if u.inline {
-		rec.Inline, rec.Data, rec.Holes = true, append([]byte(nil), data...), nil
 		return rec, nil
 	}
 	if err := fs.blocks.Put(ctx, fs.key(in, &rec), data); err != nil {
