@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flexfs/admin"
 	"flexfs/internal/measure"
 	"flexfs/internal/s3test"
@@ -44,12 +46,30 @@ type lab struct {
 
 func newLab(ctx context.Context, o options, dir string) (*lab, error) {
 	l := &lab{opt: o, dir: dir}
+	spread(dir)
 	for _, start := range []func(context.Context) error{l.startBucket, l.startAdmin, l.makeStores} {
 		if err := start(ctx); err != nil {
 			return nil, errors.Join(err, l.close())
 		}
 	}
 	return l, nil
+}
+
+// spread has ext4 put what is in the folders of dir apart from each other, as the
+// folders of different programs mostly are. Else a new file of flexfs costs up to a
+// millisecond more for the thousands that the floor has just deleted, whose inodes
+// ext4 without a journal passes over one by one. Other file systems refuse.
+func spread(dir string) {
+	const topDir = 0x20000 // FS_TOPDIR_FL
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	fd := int(f.Fd())
+	if flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS); err == nil {
+		unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags|topDir)
+	}
 }
 
 // close ends everything, last started first.
