@@ -322,6 +322,39 @@ func TestWhatIsUnderWayTogetherGoesTogether(t *testing.T) {
 	}
 }
 
+// So do removals of what another mount made, which does not look any more.
+func TestRemovalsGoTogether(t *testing.T) {
+	const threads, files = 8, 60
+	w := newWorld(t)
+	_, other := w.mount("other", Config{})
+	name := func(dir string, i, j int) string { return filepath.Join(dir, fmt.Sprint(i), fmt.Sprint(j)) }
+	for i := range threads { // the kernel has one at a time in each directory
+		must(t, "mkdir", os.Mkdir(filepath.Join(other, fmt.Sprint(i)), 0o755))
+		for j := range files {
+			put(t, name(other, i, j), nil)
+		}
+	}
+	m, mount := w.counted()
+	m.messages.Store(0)
+	var wg sync.WaitGroup
+	for i := range threads {
+		wg.Go(func() {
+			for j := range files {
+				if err := os.Remove(name(mount, i, j)); err != nil {
+					t.Errorf("remove: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := int(m.messages.Load()); n >= threads*files {
+		t.Errorf("%d removals by %d threads took %d messages", threads*files, threads, n)
+	}
+	for i := range threads {
+		must(t, "remove the directory", os.Remove(filepath.Join(mount, fmt.Sprint(i))))
+	}
+}
+
 // A flush that is under way when its file is closed behind may be what the others
 // wait for; so it must not wait for them.
 func TestWhatIsHeldHoldsUpNothingElse(t *testing.T) {

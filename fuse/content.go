@@ -39,8 +39,11 @@ type content struct {
 }
 
 // A blockMap is what is known of where a file's committed contents are.
+//
+// A record does not change once it is in recs. It is not in the map itself, which has
+// room for eight, since most files have one.
 type blockMap struct {
-	recs  map[uint32]meta.Block
+	recs  map[uint32]*meta.Block
 	order []uint32 // indices of recs, sorted; nil: not made yet
 	known spans    // of indices: what of them is not in recs is a hole
 }
@@ -50,7 +53,8 @@ const allBlocks = 1 << 32
 
 // cut makes it the map of the file after it was cut, or extended, to size.
 func (m *blockMap) cut(size, blockSize uint64) {
-	for idx, b := range m.recs {
+	for idx, rec := range m.recs {
+		b := *rec
 		at := uint64(idx) * blockSize
 		if at >= size {
 			b.Len = 0
@@ -69,9 +73,9 @@ func (m *blockMap) record(b meta.Block) {
 		m.order = nil
 	case b.Len > 0:
 		if m.recs == nil {
-			m.recs = map[uint32]meta.Block{}
+			m.recs = map[uint32]*meta.Block{}
 		}
-		m.recs[b.Index] = b
+		m.recs[b.Index] = &b
 		if !was || old.Len == 0 {
 			m.order = nil
 		}
@@ -108,8 +112,10 @@ func (m *blockMap) punch(from, to uint32) {
 // rec returns the committed record of a block (zero: a hole), and whether it is
 // known at all.
 func (m *blockMap) rec(idx uint32) (meta.Block, bool) {
-	b, ok := m.recs[idx]
-	return b, ok || m.known.covers(int(idx), int(idx)+1)
+	if b := m.recs[idx]; b != nil {
+		return *b, true
+	}
+	return meta.Block{}, m.known.covers(int(idx), int(idx)+1)
 }
 
 // next returns the first index from idx on that has a record, or of which it is
@@ -186,7 +192,7 @@ func (ct *content) learnSize(size uint64) {
 	if size == 0 {
 		ct.blockMap = blockMap{known: spans{{0, allBlocks}}}
 	}
-	if b, ok := ct.recs[0]; ok && b.Inline && size <= meta.MaxInline {
+	if b := ct.recs[0]; b != nil && b.Inline && size <= meta.MaxInline {
 		ct.known = spans{{0, allBlocks}} // every block is larger than that
 	}
 }

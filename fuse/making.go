@@ -24,16 +24,23 @@ import (
 // finds no file where there was an empty one.
 
 // A making is a file that the service was not told of. What it would be told is
-// in the inode's attributes and content.
+// in the inode's attributes and content. It ends, and inode.making is nil, with the
+// service's answer: the file is made, or it is given up because that was refused.
+// Until then it may be, guarded by inode.mu:
+//
+//	asked   it is being told of, with the attributes of that moment: from the request to its answer
+//	behind  it was closed and waits in FS.behind: nobody tells of it alone; until all there are told of, or given up
+//	unsure  an answer was lost: it is told of again, with its number, which the service may know; not closed behind
+//
+// and any two of these at once; with none it is told of by the next who needs it.
 type making struct {
-	dir    *inode
-	name   string
-	since  time.Time
-	mutex  chan struct{} // holds an element while the service is being told
-	asked  bool          // it is, and the attributes are on their way; guarded by inode.mu
-	unsure bool          // it was told, and did not answer; likewise
-	behind bool          // it was closed, and is in FS.behind; likewise
-	closed uint64        // the inode's content.writes then; likewise
+	dir   *inode
+	name  string
+	since time.Time
+	mutex chan struct{} // holds an element while the service is being told
+
+	asked, behind, unsure bool
+	closed                uint64 // the inode's content.writes when it was closed behind
 }
 
 // mayMake reports whether a file may be made in a directory without asking: then

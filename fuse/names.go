@@ -306,13 +306,15 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 // makes of the directory and, if the name was one's, of the directory that is gone.
 func (c *call) takeOut(op meta.Op, dir *inode, name string, seq uint64) (*meta.Reply, error) {
 	fs := c.fs
-	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name})
+	recalls := dir.recallCount()
+	rep, err := c.do(&meta.Request{Op: op, Ino: dir.ino, Name: name, Delegate: op == meta.OpUnlink}) // whose next changes go together then
 	if err != nil {
 		if !answered(err) {
 			fs.doubtName(dir, name)
 		}
 		return nil, err
 	}
+	dir.learnDelegated(rep, recalls)
 	fs.learnParent(&rep.Parent, rep.Cache, seq)
 	fs.remember(dir, name, nil, rep.Cache, fs.invals.own(seq, dir.ino))
 	if op != meta.OpUnlink {

@@ -23,10 +23,11 @@ type portion struct {
 // toStock returns how many bytes of contents the block map has that the stock has
 // not counted, to be given to keep. The inode is locked.
 func (ct *content) toStock() int64 {
-	more := int64(len(ct.recs[0].Data)) - ct.stocked
-	if more <= 0 {
+	b := ct.recs[0]
+	if b == nil || int64(len(b.Data)) <= ct.stocked {
 		return 0
 	}
+	more := int64(len(b.Data)) - ct.stocked
 	ct.stocked += more
 	return more
 }
@@ -55,7 +56,7 @@ func (s *stock) keep(in *inode, size int64) {
 	for _, p := range out {
 		p.in.mu.Lock()
 		p.in.content.stocked -= p.size
-		if b, ok := p.in.content.recs[0]; ok && b.Inline {
+		if b := p.in.content.recs[0]; b != nil && b.Inline {
 			p.in.content.forgetMap()
 		}
 		p.in.mu.Unlock()

@@ -14,7 +14,9 @@ func (fs *FS) contents() int64 {
 	n := int64(0)
 	for _, in := range fs.inodes {
 		in.mu.Lock()
-		n += int64(len(in.content.recs[0].Data))
+		if b := in.content.recs[0]; b != nil {
+			n += int64(len(b.Data))
+		}
 		in.mu.Unlock()
 	}
 	return n

@@ -244,7 +244,8 @@ const (
 	OpLink
 
 	// OpUnlink* removes a name that is not a directory's: Ino (directory), Name,
-	// Time -> Attr (of what it named; Nlink 0 if that was the last), Parent.
+	// Time, Delegate (as of an OpMake) -> Attr (of what it named; Nlink 0 if that
+	// was the last), Parent.
 	OpUnlink
 
 	// OpRmdir* removes an empty directory: Ino (parent), Name, Time -> Parent,
