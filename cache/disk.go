@@ -356,6 +356,7 @@ func (d *Disk) fetcher(key store.Key) func(context.Context, *flight) ([]byte, er
 			return data, nil, err
 		})
 		if held == nil {
+			f.sum = store.Sum(ctx, data)
 			return data, nil
 		}
 		data, err := d.next.Get(ctx, key, 0, -1)

@@ -14,8 +14,8 @@ type Budget struct {
 
 	mu      sync.Mutex
 	used    int64
-	ahead   int64 // part of used that is read-ahead, or kept
-	kept    int64 // part of ahead that stocks have
+	ahead   int64 // part of used that is read-ahead
+	kept    int64 // part of used that stocks have
 	waiters list.List
 	press   map[*FS]func() // told when somebody must wait
 }
@@ -116,22 +116,24 @@ func (b *Budget) releaseAhead(n int64) {
 	b.mu.Unlock()
 }
 
-// tryKeep is tryAhead for a stock.
+// tryKeep is try for a stock.
 func (b *Budget) tryKeep(n int64) bool {
-	if !b.tryAhead(n) {
-		return false
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.waiters.Len() > 0 || b.used+n > b.max {
+		return false
+	}
+	b.used += n
 	b.kept += n
 	return true
 }
 
 func (b *Budget) releaseKept(n int64) {
 	b.mu.Lock()
+	b.used -= n
 	b.kept -= n
+	b.wake()
 	b.mu.Unlock()
-	b.releaseAhead(n)
 }
 
 // wake hands free bytes to those who have waited longest. b.mu is held.
@@ -139,8 +141,8 @@ func (b *Budget) wake() {
 	for el := b.waiters.Front(); el != nil; el = b.waiters.Front() {
 		w := el.Value.(*waiter)
 		// Somebody alone gets what he asks for, however much it is: what is
-		// kept may stay for ever.
-		if b.used+w.n > b.max && b.used > b.ahead {
+		// kept, or read ahead, may stay for ever.
+		if b.used+w.n > b.max && b.used > b.ahead+b.kept {
 			b.pressure()
 			return
 		}

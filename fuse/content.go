@@ -32,7 +32,7 @@ type content struct {
 	run    appendRun
 
 	ahead   int64 // bytes that were fetched ahead, if no program has read them yet
-	stocked int64 // bytes of the block map that the stock counts
+	stocked int64 // what the stock counts for the block map
 
 	loss  loss
 	mutex chan struct{} // one flush, commit or truncation at a time; see lock

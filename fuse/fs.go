@@ -116,6 +116,7 @@ type FS struct {
 	kernel    kernelCache
 
 	stalePages pageQueue
+	pageDrops  atomic.Int64 // direct writes that wait for stalePages
 
 	mu      sync.Mutex
 	inodes  map[meta.Ino]*inode

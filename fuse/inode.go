@@ -16,7 +16,8 @@ import (
 type inode struct {
 	ino     meta.Ino
 	lookups uint64       // the kernel's references; guarded by FS.mu
-	paged   atomic.Bool  // the kernel may have pages of it
+	paged   atomic.Int64 // counts what gave the kernel pages of it
+	unpaged atomic.Int64 // what paged was when the kernel began to drop them, for the last time that it did
 	calls   atomic.Int32 // of a directory: operations in it that are not answered
 
 	mu        sync.Mutex
@@ -112,6 +113,7 @@ func (fs *FS) dropLocked(in *inode) bool {
 		fs.invals.own(fs.invals.now(), in.ino) // what was asked before must not be taken for true when it is known no more
 	}
 	fs.absent -= in.forgetAllNames()
+	fs.stock.drop(in)
 	if in.gone && in.told {
 		fs.closes.add(in.ino) // a directory that was removed here
 	}

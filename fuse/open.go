@@ -224,7 +224,7 @@ func (c *call) readFile(op *fuseops.ReadFileOp) error {
 		return err
 	}
 	if uint32(op.OpenFlags)&syscall.O_DIRECT == 0 {
-		h.in.paged.Store(true)
+		h.in.paged.Add(1)
 	}
 	data, n, err := c.read(h.in, &h.stream, uint64(op.Offset), int(op.Size))
 	if err != nil {
@@ -253,6 +253,10 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 			return err
 		}
 	}
+	direct := flags&syscall.O_DIRECT != 0 && !op.FromCache
+	if !direct {
+		h.in.paged.Add(1)
+	}
 	if err := c.write(h.in, uint64(op.Offset), op.Data, app); err != nil {
 		return err
 	}
@@ -262,10 +266,8 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 			return err
 		}
 	}
-	if uint32(op.OpenFlags)&syscall.O_DIRECT != 0 && !op.FromCache {
+	if direct {
 		c.wroteBelowPages(h.in)
-	} else {
-		h.in.paged.Store(true)
 	}
 	c.fs.stats.Writes.Add(1)
 	c.fs.stats.WriteBytes.Add(int64(len(op.Data)))
@@ -276,14 +278,32 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 // Appends are, since only the service knows where the file ends.
 func (h *handle) direct() bool { return h.flags&syscall.O_APPEND != 0 }
 
+// maxPageDrops bounds the writes that wait until pages are dropped. The kernel has
+// so many more asynchronous requests under way that the reads which hold up the
+// dropping can be among them.
+const maxPageDrops = maxBackground / 2
+
 // wroteBelowPages has the kernel drop the pages of a file after a write with
 // O_DIRECT, also those that are being read. It does so by itself only if it waited
 // for the write, not after one of io_submit(2). Nor is it enough to have it ask for
 // the times: who hears of new ones later than another does not wait for that one's
-// dropping.
+// dropping. That is all that is done if reads take long, or for too many writes.
 func (c *call) wroteBelowPages(in *inode) {
-	if in.paged.Load() {
-		c.await(c.fs.stalePages.add(c.fs, in.ino))
+	fs, paged := c.fs, in.paged.Load()
+	if paged <= in.unpaged.Load() {
+		return
+	}
+	fs.kernel.Attrs(in.ino)
+	dropped := fs.stalePages.add(fs, in.ino)
+	defer fs.pageDrops.Add(-1)
+	if fs.pageDrops.Add(1) > maxPageDrops || !c.await(dropped) {
+		return
+	}
+	for {
+		before := in.unpaged.Load()
+		if before >= paged || in.unpaged.CompareAndSwap(before, paged) {
+			return
+		}
 	}
 }
 

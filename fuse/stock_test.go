@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // contents returns how many bytes of small files are in block maps.
@@ -63,4 +64,25 @@ func TestTheContentsOfSmallFilesAreBounded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is kept goes with its file: nothing else is kept alive by it.
+func TestTheContentsOfSmallFilesGoWithThem(t *testing.T) {
+	w := newWorld(t)
+	fs, dir := w.mount("one", Config{})
+	for i := range 100 {
+		name, temp := filepath.Join(dir, "status"), filepath.Join(dir, "temp")
+		put(t, temp, []byte{byte(i)})
+		must(t, "rename", os.Rename(temp, name))
+	}
+	kept := 0
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		fs.stock.mu.Lock()
+		kept = len(fs.stock.of)
+		fs.stock.mu.Unlock()
+		if kept == 1 {
+			return
+		}
+	}
+	t.Errorf("the contents of %d files are kept, and there is one", kept)
 }

@@ -242,8 +242,8 @@ func TestTheBudgetIsHandedOutInOrder(t *testing.T) {
 func TestWhoIsAloneGetsWhatHeAsksFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudget(16 << 20)
-		if !b.tryAhead(2 << 20) {
-			t.Fatal("there is no room for read-ahead")
+		if !b.tryAhead(2<<20) || !b.tryKeep(2<<20) || !b.tryAhead(2<<20) {
+			t.Fatal("there is no room for read-ahead, and for what is kept")
 		}
 		for _, n := range []int64{16 << 20, 20 << 20} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -300,16 +300,18 @@ func (fs *FS) arrived(p *page, rep *meta.Reply) *listing {
 // pageWait bounds how long is waited for what somebody else has asked for.
 const pageWait = time.Second
 
-// await waits until done is closed, but not for long.
-func (c *call) await(done <-chan struct{}) {
+// await waits until done is closed, but not for long, and reports whether it is.
+func (c *call) await(done <-chan struct{}) bool {
 	ctx := c.wait()
 	t := time.NewTimer(pageWait)
 	defer t.Stop()
 	select {
 	case <-done:
+		return true
 	case <-t.C:
 	case <-ctx.Done():
 	}
+	return false
 }
 
 // contentsAhead returns the record of a block that was not known, if it is on its

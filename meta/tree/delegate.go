@@ -43,7 +43,13 @@ func (v *volume) noteStreak(s *session, dir meta.Ino) {
 	switch k.n++; {
 	case k.n > longStreak: // they were told to forget it
 		delete(v.streaks, dir)
-	case k.n > 1 || len(v.streaks) < maxDelegations:
+	default:
+		for other := range v.streaks {
+			if k.n > 1 || len(v.streaks) < maxDelegations {
+				break
+			}
+			delete(v.streaks, other) // any: it begins again
+		}
 		v.streaks[dir] = k
 	}
 }
@@ -76,6 +82,7 @@ func (c *change) delegate(dir meta.Ino) (bool, error) {
 	if ok {
 		s.delegations[dir] = struct{}{}
 		v.delegated[dir] = s
+		delete(v.streaks, dir)
 	}
 	v.mu.Unlock()
 	if !ok {

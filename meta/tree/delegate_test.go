@@ -170,6 +170,28 @@ func TestWhoDoesNotAskAnyMoreIsToldNoMore(t *testing.T) {
 	}
 }
 
+// However many directories have begun to be changed by one alone.
+func TestAStreakBeginsThoughThereAreMany(t *testing.T) {
+	w := newWorld(t)
+	a := w.hello("rw:")
+	v := w.srv.volumes[testVolume]
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.sessions[a.id]
+	for dir := range meta.Ino(2 * maxDelegations) {
+		v.noteStreak(s, dir)
+	}
+	for range longStreak {
+		v.noteStreak(s, 1<<30)
+	}
+	if !v.idle(s, 1<<30) {
+		t.Error("a long streak is not noticed")
+	}
+	if n := len(v.streaks); n > maxDelegations {
+		t.Errorf("%d streaks are noted, more than %d", n, maxDelegations)
+	}
+}
+
 func TestASessionHasSoManyDirectoriesDelegated(t *testing.T) {
 	w := newWorld(t)
 	a := w.hello("rw:")
