@@ -75,12 +75,9 @@ func (fs *FS) learnEntries(dir *inode, rep *meta.Reply, seq uint64, ahead bool) 
 		}
 		more := child.content.toStock()
 		child.mu.Unlock()
+		fs.stock.keep(child, more)
 		fs.remember(dir, e.Name, child, rep.Cache, seq)
-		switch {
-		case e.Block == nil:
-		case e.Block.Inline:
-			fs.stock.keep(child, more)
-		case !had && e.Block.Len <= wholeFile:
+		if e.Block != nil && !e.Block.Inline && !had && e.Block.Len <= wholeFile {
 			blocks = append(blocks, next{name: e.Name, in: child, block: e.Block})
 		}
 	}

@@ -43,25 +43,26 @@ func (b *Budget) Used() (used, max int64) {
 
 // try takes n bytes if they are free and nobody waits.
 func (b *Budget) try(n int64) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.waiters.Len() > 0 || b.used+n > b.max {
-		return false
-	}
-	b.used += n
-	return true
+	var all int64
+	return b.tryPart(n, &all, n)
 }
 
 // tryAhead takes n bytes for read-ahead, which never gets more than a quarter:
 // readers that stand still must not stop writers.
-func (b *Budget) tryAhead(n int64) bool {
+func (b *Budget) tryAhead(n int64) bool { return b.tryPart(n, &b.ahead, b.max/4) }
+
+// tryKeep takes n bytes for a stock.
+func (b *Budget) tryKeep(n int64) bool { return b.tryPart(n, &b.kept, b.max) }
+
+// tryPart is try for bytes that count in part, too, which may have most of them.
+func (b *Budget) tryPart(n int64, part *int64, most int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.waiters.Len() > 0 || b.used+n > b.max || b.ahead+n > b.max/4 {
+	if b.waiters.Len() > 0 || b.used+n > b.max || *part+n > most {
 		return false
 	}
 	b.used += n
-	b.ahead += n
+	*part += n
 	return true
 }
 
@@ -99,41 +100,23 @@ func (b *Budget) force(n int64) {
 }
 
 func (b *Budget) release(n int64) {
+	var all int64
+	b.releasePart(n, &all)
+}
+
+func (b *Budget) releaseAhead(n int64) { b.releasePart(n, &b.ahead) }
+
+func (b *Budget) releaseKept(n int64) { b.releasePart(n, &b.kept) }
+
+func (b *Budget) releasePart(n int64, part *int64) {
 	if n == 0 {
 		return
 	}
 	b.mu.Lock()
-	b.used -= n
-	b.wake()
-	b.mu.Unlock()
-}
-
-func (b *Budget) releaseAhead(n int64) {
-	b.mu.Lock()
-	b.used -= n
-	b.ahead -= n
-	b.wake()
-	b.mu.Unlock()
-}
-
-// tryKeep is try for a stock.
-func (b *Budget) tryKeep(n int64) bool {
-	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.waiters.Len() > 0 || b.used+n > b.max {
-		return false
-	}
-	b.used += n
-	b.kept += n
-	return true
-}
-
-func (b *Budget) releaseKept(n int64) {
-	b.mu.Lock()
 	b.used -= n
-	b.kept -= n
+	*part -= n
 	b.wake()
-	b.mu.Unlock()
 }
 
 // wake hands free bytes to those who have waited longest. b.mu is held.
