@@ -40,18 +40,17 @@ func (v *volume) noteStreak(s *session, dir meta.Ino) {
 	if k.s != s {
 		k = streak{s: s}
 	}
-	switch k.n++; {
-	case k.n > longStreak: // they were told to forget it
+	if k.n++; k.n > longStreak { // they were told to forget it
 		delete(v.streaks, dir)
-	default:
-		for other := range v.streaks {
-			if k.n > 1 || len(v.streaks) < maxDelegations {
-				break
-			}
-			delete(v.streaks, other) // any: it begins again
-		}
-		v.streaks[dir] = k
+		return
 	}
+	if k.n == 1 && len(v.streaks) >= maxDelegations {
+		for other := range v.streaks { // any: it begins again
+			delete(v.streaks, other)
+			break
+		}
+	}
+	v.streaks[dir] = k
 }
 
 // endStreaks is for when a session asks for inodes. v.mu is held.
