@@ -5,12 +5,15 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"flexfs/meta"
 )
 
 // An iocb is a request of io_submit(2). What has no name here is 0.
@@ -95,5 +98,78 @@ func TestReadsSeeWhatAsynchronousDirectWritesWrote(t *testing.T) {
 		if !bytes.Equal(got, b) {
 			t.Fatalf("after write %d a read finds other bytes", i)
 		}
+	}
+}
+
+// A slowKernel counts what it is to forget, and takes its time over pages.
+type slowKernel struct {
+	noKernel
+	attrs, pages atomic.Int64
+	slow         chan struct{} // pages are forgotten when it is closed
+}
+
+func (k *slowKernel) Attrs(meta.Ino) bool { k.attrs.Add(1); return true }
+
+func (k *slowKernel) Pages(meta.Ino) {
+	k.pages.Add(1)
+	<-k.slow
+}
+
+// What is not paged in again need not be dropped again.
+func TestPagesAreDroppedOnceForManyDirectWrites(t *testing.T) {
+	k := &slowKernel{slow: make(chan struct{})}
+	close(k.slow)
+	fs := newWorld(t).newFS("one", Config{})
+	fs.kernel = k
+	in := fs.inode(10)
+	for _, want := range []int64{1, 1, 2, 2} {
+		if k.pages.Load() == want-1 {
+			in.paged.Add(1)
+		}
+		c := fs.newCall(t.Context(), func() {})
+		c.wroteBelowPages(in)
+		c.end(true)
+		if n := k.pages.Load(); n != want {
+			t.Errorf("pages were dropped %d times, want %d", n, want)
+		}
+	}
+	if n := k.attrs.Load(); n != 0 {
+		t.Errorf("attributes were dropped %d times beside the pages", n)
+	}
+}
+
+// Not all writes wait for a read that may be waiting for one of them.
+func TestSomeDirectWritesDoNotWaitForReads(t *testing.T) {
+	k := &slowKernel{slow: make(chan struct{})}
+	fs := newWorld(t).newFS("one", Config{})
+	fs.kernel = k
+	in := fs.inode(10)
+	in.paged.Add(1)
+	write := func() {
+		c := fs.newCall(t.Context(), func() {})
+		c.wroteBelowPages(in)
+		c.end(true)
+	}
+	var waiting sync.WaitGroup
+	for range maxPageDrops {
+		waiting.Go(write)
+	}
+	for end := time.Now().Add(10 * time.Second); fs.pageDrops.Load() < maxPageDrops; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the writes do not wait")
+		}
+	}
+	before := time.Now()
+	write()
+	if k.attrs.Load() == 0 || fs.pageDrops.Load() < maxPageDrops {
+		t.Errorf("one more waited %v with %d others, and attributes were dropped %d times", time.Since(before), fs.pageDrops.Load(), k.attrs.Load())
+	}
+	if in.unpaged.Load() != 0 {
+		t.Error("pages count as dropped that were not")
+	}
+	close(k.slow)
+	waiting.Wait()
+	if in.unpaged.Load() != 1 {
+		t.Error("pages do not count as dropped that were")
 	}
 }

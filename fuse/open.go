@@ -293,10 +293,10 @@ func (c *call) wroteBelowPages(in *inode) {
 	if paged <= in.unpaged.Load() {
 		return
 	}
-	fs.kernel.Attrs(in.ino)
 	dropped := fs.stalePages.add(fs, in.ino)
 	defer fs.pageDrops.Add(-1)
 	if fs.pageDrops.Add(1) > maxPageDrops || !c.await(dropped) {
+		fs.kernel.Attrs(in.ino)
 		return
 	}
 	for {
