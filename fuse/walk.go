@@ -40,6 +40,7 @@ type page struct {
 	bytes int64    // of contents that come along
 	whole *listing // it is part of all that is in the directory; what was before it
 	final bool     // it is likely to reach to the directory's end
+	order bool     // names were asked for in their order before it was fetched
 	done  chan struct{}
 
 	// Guarded by dir.mu, and valid after done.
@@ -82,9 +83,10 @@ func (p *page) underWay() bool {
 	}
 }
 
-// likely reports whether a name is probably in a page that is on its way.
+// likely reports whether a name is probably in a page that is on its way, or worth
+// waiting for it to see.
 func (p *page) likely(name string) bool {
-	return p.underWay() && name > p.after && (p.whole == nil || p.final)
+	return p.underWay() && name > p.after && (p.whole == nil || p.final || p.order)
 }
 
 // has reports whether a page that arrived has a name.
@@ -144,7 +146,7 @@ func (fs *FS) missed(dir *inode, name string) *page {
 	switch {
 	case fs.wholeWorth(size, w.missed):
 		p := &page{dir: dir, walk: w, limit: uint32(min(size+1, wholePage)), bytes: fs.contentsFor(w), whole: &listing{}}
-		if fs.fetchAhead(p) && p.final {
+		if fs.fetchAhead(p) && p.likely(name) {
 			return p
 		}
 	case w.rising >= w.need: // this name is not in it, but the next may be
@@ -239,6 +241,7 @@ func (fs *FS) fetchAhead(p *page) bool {
 		return false
 	}
 	p.done = make(chan struct{})
+	p.order = p.walk.rising >= walkBegin
 	p.walk.page, p.walk.judged = p, false
 	p.walk.rising = 0
 	if p.whole != nil {
