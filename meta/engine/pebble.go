@@ -64,7 +64,7 @@ func openPebble(fs vfs.FS, dir string, opt Options) (*Pebble, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := pebble.Open(dir, pebbleOptions(fs, found, opt))
+	db, err := pebble.Open(dir, pebbleOptions(logFS{fs}, found, opt))
 	if err != nil {
 		return nil, openError(fs, dir, err)
 	}
