@@ -192,7 +192,7 @@ func (d *dirHandle) dot(c *call, i uint64) meta.Entry {
 func (d *dirHandle) from(c *call, n uint64) ([]meta.Entry, error) {
 	if n == 0 { // rewound: what is there now
 		d.parts, d.recent, d.whole, d.hashes, d.ahead = []dirPart{{}}, nil, nil, nil, nil
-		if l := d.in.listed(c.fs); l != nil {
+		if l := c.listed(d.in); l != nil {
 			d.keep(dirPart{entries: l.entries, eof: true})
 		}
 	}

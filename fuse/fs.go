@@ -137,6 +137,7 @@ type FS struct {
 
 	numbers  numbers
 	gather   gatherer
+	came     atomic.Int64 // counts how often a program came to a directory; see tour
 	behind   behind
 	memories sync.Pool     // of *[]byte, see memory
 	uploads  chan struct{} // an element per upload under way

@@ -43,6 +43,7 @@ type inode struct {
 	making    *making                // of a file of which the service was not told
 	walk      *walk                  // of a directory: how programs look at what is in it
 	reads     *walk                  // likewise, and how they read it
+	tour      tour                   // likewise, and how they come to it
 	ahead     bool                   // fetched ahead, and no program has looked at it yet
 	parent    meta.Ino               // where it was found last
 	name      string

@@ -28,9 +28,10 @@ func (fs *FS) keepListing(in *inode, l *listing) {
 		fs.listings.Add(int64(len(l.entries)))
 	}
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	in.forgetListing(fs)
 	in.listing = l
+	in.mu.Unlock()
+	fs.wentOn(in)
 }
 
 // forgetListing forgets what is in a directory. in.mu is held.
@@ -61,6 +62,23 @@ func (in *inode) listed(fs *FS) *listing {
 		return l
 	}
 	return nil
+}
+
+// listed is what a program comes for: it waits for what is on its way.
+func (c *call) listed(dir *inode) *listing {
+	c.fs.cameTo(dir)
+	l := dir.listed(c.fs)
+	if l != nil {
+		return l
+	}
+	dir.mu.Lock()
+	p := dir.walk.wholePage()
+	dir.mu.Unlock()
+	if !p.underWay() {
+		return nil
+	}
+	c.await(p.done)
+	return dir.listed(c.fs)
 }
 
 // gather adds a part to what was read of the directory, if it is the next of the

@@ -48,7 +48,8 @@ type page struct {
 	middle string // names in it
 	end    string
 	eof    bool
-	used   int // entries that programs came for
+	used   int  // entries that programs came for
+	came   bool // a program came for the directory; see tour
 }
 
 const (
@@ -129,30 +130,41 @@ func walked(w **walk) *walk {
 // ahead if that is worth it. It returns the page that the name is going to be in,
 // or nil if it has to be asked for.
 func (fs *FS) missed(dir *inode, name string) *page {
+	p, whole := fs.missedIn(dir, name)
+	if whole {
+		fs.cameTo(dir)
+	}
+	return p
+}
+
+// missedIn is missed, and reports whether it began to fetch all of the directory.
+func (fs *FS) missedIn(dir *inode, name string) (p *page, whole bool) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	if !dir.attr.IsDir() {
-		return nil
+		return nil, false
 	}
 	w := walked(&dir.walk)
 	if w.page.likely(name) {
-		return w.page
+		return w.page, false
 	}
 	w.note(name)
 	if w.page.underWay() {
-		return nil
+		return nil, false
 	}
 	size := dir.attr.Size
 	switch {
 	case fs.wholeWorth(size, w.missed):
-		p := &page{dir: dir, walk: w, limit: uint32(min(size+1, wholePage)), bytes: fs.contentsFor(w), whole: &listing{}}
-		if fs.fetchAhead(p) && p.likely(name) {
-			return p
+		p := &page{dir: dir, walk: w, limit: uint32(min(size+1, wholePage)), bytes: fs.contentsFor(w), whole: &listing{}, came: true}
+		whole = fs.fetchAhead(p)
+		if !whole || !p.likely(name) {
+			p = nil
 		}
+		return p, whole
 	case w.rising >= w.need: // this name is not in it, but the next may be
 		fs.fetchAhead(&page{dir: dir, walk: w, after: name, limit: firstPage, bytes: fs.contentsFor(w)})
 	}
-	return nil
+	return nil, false
 }
 
 // contentsFor returns how many bytes of contents are to come along with names.
@@ -219,6 +231,14 @@ func (fs *FS) missedContents(in *inode) *page {
 // cameFor takes note that a program asked for what was fetched ahead under a name,
 // and fetches more if it is about to leave the page.
 func (fs *FS) cameFor(dir *inode, name string) {
+	if fs.usedPages(dir, name) {
+		fs.cameTo(dir)
+	}
+}
+
+// usedPages does what cameFor does with pages, and reports whether that was the
+// first use of all that is in the directory.
+func (fs *FS) usedPages(dir *inode, name string) (first bool) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	for _, w := range [2]*walk{dir.walk, dir.reads} {
@@ -227,10 +247,12 @@ func (fs *FS) cameFor(dir *inode, name string) {
 		}
 		p := w.page
 		p.used++
+		first = first || p.used == 1 && p.whole != nil && !p.came
 		if name >= p.middle && !p.eof && p.whole == nil && p.useful(p.n/2) {
 			fs.fetchAhead(&page{dir: dir, walk: w, after: p.end, limit: min(4*p.limit, laterPage), bytes: min(4*p.bytes, laterContents)})
 		}
 	}
+	return first
 }
 
 // fetchAhead starts to fetch a page, unless there are too many. p.dir.mu is held.
