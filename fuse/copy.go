@@ -28,6 +28,9 @@ func (c *call) copyRange(op *fuseops.CopyFileRangeOp) error {
 	if r.from == r.to && r.off < r.dst+r.n && r.dst < r.off+r.n {
 		return syscall.EINVAL
 	}
+	if err := c.endAtSize(&r); err != nil || r.n == 0 {
+		return err
+	}
 	if err := c.killPrivFor(&op.OpContext, dst.in); err != nil {
 		return err
 	}
@@ -44,6 +47,18 @@ type copying struct {
 	from, to *inode
 	off, dst uint64
 	n        uint64
+}
+
+// endAtSize leaves of r what the file has now: a copy behind its end, in itself,
+// makes it longer.
+func (c *call) endAtSize(r *copying) error {
+	if err := c.attrOf(r.from); err != nil {
+		return err
+	}
+	r.from.mu.Lock()
+	defer r.from.mu.Unlock()
+	r.n = min(r.n, max(r.from.current().Size, r.off)-r.off)
+	return nil
 }
 
 // copy copies some of r through this mount, and returns how many bytes.

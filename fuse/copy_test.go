@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -149,6 +150,19 @@ func TestWhatCannotBeClonedIsCopied(t *testing.T) {
 		same(t, test.name, g, want)
 		same(t, test.name+", the source", f, data)
 	}
+}
+
+// A copy behind the end of the file that it is made of does not go on with what it
+// makes.
+func TestACopyInAFileEndsWhereTheFileDid(t *testing.T) {
+	w := newWorldOf(t, noInline)
+	f := w.newFS("one", Config{}).createTest(t, "f")
+	data := pattern(1000, 1)
+	must(t, "write", f.writeAt(data, 0))
+	if n, err := f.copyRange(100, f, 5000, 4000); n != 900 || err != nil {
+		t.Errorf("copied %d bytes (%v), want 900", n, err)
+	}
+	same(t, "the file", f, slices.Concat(data, make([]byte, 4000), data[100:]))
 }
 
 func TestACopyOntoItselfIsRefused(t *testing.T) {
