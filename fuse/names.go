@@ -404,6 +404,11 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 		}
 		return err
 	}
+	if !rep.Cache {
+		// Others are changing the names, too, and we may have been called back for
+		// that before. But the kernel moves what it believes.
+		fs.kernel.AllNames()
+	}
 	moved := fs.learn(&rep.Attr, nil, rep.Cache, seq)
 	fs.learnParent(&rep.Parent, rep.Cache, seq)
 	fs.learnParent(&rep.Parent2, rep.Cache, seq)
