@@ -51,7 +51,8 @@ func (p *Player) fault(step int) {
 		p.Log = append(p.Log, fmt.Sprintf("   mount %d hears nothing, and then loses its connection", m))
 		line := p.w.Mounts[m].Net
 		p.w.must("mute", line.Set(faultnet.Line{State: faultnet.Mute}))
-		time.AfterFunc(10*time.Millisecond, func() {
+		p.muted.Go(func() {
+			time.Sleep(10 * time.Millisecond)
 			line.Cut()
 			line.Set(faultnet.Line{})
 		})
@@ -60,6 +61,7 @@ func (p *Player) fault(step int) {
 		p.w.Cut()
 	case 4:
 		p.Log = append(p.Log, "   the service dies")
+		p.muted.Wait() // else it would open the line to the service that died
 		p.w.Crash(p.IntN(101), uint64(step))
 	}
 }

@@ -442,11 +442,11 @@ func (h *history) explain(t *testing.T) {
 			}
 			t.Logf("it is drawn in %s", name)
 		}
-		t.Errorf("no order explains these %d operations; the longest that could be explained, and what follows:\n%s", len(ops), unexplained(ops, info))
+		t.Errorf("no order explains these %d operations; what the longest order leaves over is marked:\n%s", len(ops), unexplained(ops, info))
 	}
 }
 
-// unexplained tells what was left of a history around where it makes no sense.
+// unexplained tells a history, and what of it makes no sense.
 func unexplained(ops []porcupine.Operation, info porcupine.LinearizationInfo) string {
 	longest := 0
 	var done map[int]bool
@@ -467,11 +467,10 @@ func unexplained(ops []porcupine.Operation, info porcupine.LinearizationInfo) st
 		index[i] = i
 	}
 	slices.SortFunc(index, func(a, b int) int { return int(ops[a].Call - ops[b].Call) })
-	first := slices.IndexFunc(index, func(i int) bool { return !done[i] })
-	for n := max(0, first-12); n < min(len(index), first+12); n++ {
-		op := ops[index[n]]
+	for _, i := range index {
+		op := ops[i]
 		mark := "  "
-		if !done[index[n]] {
+		if !done[i] {
 			mark = "? "
 		}
 		fmt.Fprintf(&out, "%s%9d to %9d, %4d: %s\n", mark, op.Call/1000, op.Return/1000, op.ClientId, model.DescribeOperation(op.Input, op.Output))

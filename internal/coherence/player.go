@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +33,8 @@ type Player struct {
 	inos  map[id]id    // of the mounts', by the model's
 	pairs map[id]id    // the other way
 	ctime map[id]unix.Timespec
-	paths []string // all that there are, in the model
+	paths []string       // all that there are, in the model
+	muted sync.WaitGroup // of lines that are not open again yet
 }
 
 // A slot is a place for an open file.
