@@ -19,6 +19,8 @@ type inode struct {
 	paged   atomic.Int64 // counts what gave the kernel pages of it
 	unpaged atomic.Int64 // what paged was when the kernel began to drop them, for the last time that it did
 	calls   atomic.Int32 // of a directory: operations in it that are not answered
+	trusted atomic.Int64 // counts how often the kernel was given attributes that it may believe
+	taken   atomic.Int64 // what trusted was when it began to forget them, for the last time that it did
 
 	mu        sync.Mutex
 	attr      meta.Attr // the last that was told
@@ -373,6 +375,7 @@ func (c *call) fill(in *inode, attr *fuseops.InodeAttributes, until *time.Time) 
 	*attr = attributes(&a)
 	if in.valid && !in.gone {
 		*until = c.fs.meta.LeaseUntil()
+		in.trusted.Add(1)
 	} else {
 		*until = time.Time{}
 	}

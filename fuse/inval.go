@@ -187,9 +187,28 @@ func (fs *FS) settle() {
 	fs.gate.Unlock()
 }
 
+// forgetAttrs makes the kernel forget the attributes that it may believe, if there
+// are any. Else it is not told: attributes that it is asking for just then it would
+// take for old ones, and a read would go by the length of the file that was known
+// before. It reports whether the kernel believes none now.
+func (fs *FS) forgetAttrs(in *inode) bool {
+	n := in.trusted.Load()
+	was := in.taken.Load()
+	if was >= n {
+		return true
+	}
+	if !fs.kernel.Attrs(in.ino) {
+		return false
+	}
+	for was < n && !in.taken.CompareAndSwap(was, n) {
+		was = in.taken.Load()
+	}
+	return true
+}
+
 func (fs *FS) invalKernel(in *inode, v *meta.Inval) {
 	for range maxAttrTries {
-		if fs.kernel.Attrs(in.ino) || !fs.given(in) {
+		if fs.forgetAttrs(in) || !fs.given(in) {
 			break
 		}
 		// It was given to the kernel just now, which is still at work on it.
@@ -296,7 +315,7 @@ func (fs *FS) dropAll() []*inode {
 	fs.settle()
 	fs.kernel.AllNames()
 	for _, in := range all {
-		fs.kernel.Attrs(in.ino)
+		fs.forgetAttrs(in)
 	}
 	return all
 }

@@ -286,7 +286,7 @@ func (fs *FS) untold(in *inode, m *making, err error) error {
 	m.dir.mu.Unlock()
 	fs.doubt(m.dir, m.name)
 	go fs.kernel.Names(m.dir.ino, []string{m.name})
-	fs.kernel.Attrs(in.ino)
+	fs.forgetAttrs(in)
 	fs.cleaned(in)
 	return err
 }

@@ -79,7 +79,7 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 			return err
 		}
 		if op.KillSuidgid {
-			fs.kernel.Attrs(in.ino)
+			fs.forgetAttrs(in)
 		}
 	}
 	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
@@ -296,7 +296,7 @@ func (c *call) wroteBelowPages(in *inode) {
 	dropped := fs.stalePages.add(fs, in.ino)
 	defer fs.pageDrops.Add(-1)
 	if fs.pageDrops.Add(1) > maxPageDrops || !c.await(dropped) {
-		fs.kernel.Attrs(in.ino)
+		fs.forgetAttrs(in)
 		return
 	}
 	for {
@@ -333,7 +333,7 @@ func (c *call) killPriv(in *inode, caller *fuseops.OpContext) error {
 		return nil
 	}
 	err := c.setattr(in, &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: killing(true, in, caller)})
-	c.fs.kernel.Attrs(in.ino) // it expects other times and sizes after a write, but no other mode
+	c.fs.forgetAttrs(in) // it expects other times and sizes after a write, but no other mode
 	return err
 }
 

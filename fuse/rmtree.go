@@ -24,7 +24,7 @@ func (c *call) removeTree(dir *inode, name string) error {
 	}
 	go func() { // not here: the kernel holds the directory until this is answered
 		fs.kernel.Names(dir.ino, []string{name})
-		fs.kernel.Attrs(dir.ino)
+		fs.forgetAttrs(dir)
 		fs.kernel.Attrs(rep.Replaced.Ino)
 	}()
 	return nil
