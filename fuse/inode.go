@@ -18,6 +18,7 @@ type inode struct {
 	lookups uint64       // the kernel's references; guarded by FS.mu
 	paged   atomic.Int64 // counts what gave the kernel pages of it
 	unpaged atomic.Int64 // what paged was when the kernel began to drop them, for the last time that it did
+	aside   atomic.Bool  // it was read with O_DIRECT, or a map of such an open file was: paged does not say
 	calls   atomic.Int32 // of a directory: operations in it that are not answered
 	trusted atomic.Int64 // counts how often the kernel was given attributes that it may believe
 	taken   atomic.Int64 // what trusted was when it began to forget them, for the last time that it did

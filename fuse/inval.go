@@ -193,17 +193,32 @@ func (fs *FS) settle() {
 // before. It reports whether the kernel believes none now.
 func (fs *FS) forgetAttrs(in *inode) bool {
 	n := in.trusted.Load()
-	was := in.taken.Load()
-	if was >= n {
+	if n <= in.taken.Load() {
 		return true
 	}
 	if !fs.kernel.Attrs(in.ino) {
 		return false
 	}
-	for was < n && !in.taken.CompareAndSwap(was, n) {
-		was = in.taken.Load()
-	}
+	raise(&in.taken, n)
 	return true
+}
+
+// forgetPages makes the kernel forget the pages of a file, if it may have some:
+// else that would only have it take for old what it is asking for.
+//
+// Reads through open files see the new mtime and drop the pages, so this is for
+// maps, and for changes that leave the mtime. It is waited for because the kernel
+// ignores attributes that it asks for meanwhile.
+func (fs *FS) forgetPages(in *inode) {
+	paged := in.paged.Load()
+	if paged <= in.unpaged.Load() && !in.aside.Swap(false) {
+		return
+	}
+	select {
+	case <-fs.stalePages.add(fs, in.ino):
+		raise(&in.unpaged, paged)
+	case <-time.After(pagePatience):
+	}
 }
 
 func (fs *FS) invalKernel(in *inode, v *meta.Inval) {
@@ -218,13 +233,7 @@ func (fs *FS) invalKernel(in *inode, v *meta.Inval) {
 		fs.kernel.Names(in.ino, v.Names)
 	}
 	if v.Data {
-		// Reads through open files see the new mtime and drop the pages, so this
-		// is for maps, and for changes that leave the mtime. It is waited for
-		// because the kernel ignores attributes that it asks for meanwhile.
-		select {
-		case <-fs.stalePages.add(fs, in.ino):
-		case <-time.After(pagePatience):
-		}
+		fs.forgetPages(in)
 	}
 }
 

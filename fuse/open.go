@@ -3,6 +3,7 @@ package fuse
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -225,6 +226,8 @@ func (c *call) readFile(op *fuseops.ReadFileOp) error {
 	}
 	if uint32(op.OpenFlags)&syscall.O_DIRECT == 0 {
 		h.in.paged.Add(1)
+	} else if !h.in.aside.Load() {
+		h.in.aside.Store(true)
 	}
 	data, n, err := c.read(h.in, &h.stream, uint64(op.Offset), int(op.Size))
 	if err != nil {
@@ -299,9 +302,14 @@ func (c *call) wroteBelowPages(in *inode) {
 		fs.forgetAttrs(in)
 		return
 	}
+	raise(&in.unpaged, paged)
+}
+
+// raise makes a at least n.
+func raise(a *atomic.Int64, n int64) {
 	for {
-		before := in.unpaged.Load()
-		if before >= paged || in.unpaged.CompareAndSwap(before, paged) {
+		was := a.Load()
+		if was >= n || a.CompareAndSwap(was, n) {
 			return
 		}
 	}
