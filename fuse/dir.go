@@ -56,6 +56,7 @@ func (c *call) openDir(op *fuseops.OpenDirOp) error {
 
 func (c *call) releaseDir(op *fuseops.ReleaseDirHandleOp) error {
 	c.fs.mu.Lock()
+	c.fs.entering.end(c.fs.dirs[uint64(op.Handle)])
 	delete(c.fs.dirs, uint64(op.Handle))
 	c.fs.mu.Unlock()
 	return nil
@@ -77,8 +78,9 @@ func (c *call) readDir(op *fuseops.ReadDirOp) error {
 }
 
 func (c *call) readDirPlus(op *fuseops.ReadDirPlusOp) error {
-	c.lists = true
-	return c.list(&op.ReadDirOp, func(buf []byte, d *dirHandle, e *meta.Entry, next fuseops.DirOffset) int {
+	var reader *dirHandle
+	err := c.list(&op.ReadDirOp, func(buf []byte, d *dirHandle, e *meta.Entry, next fuseops.DirOffset) int {
+		reader = d
 		p := fuseutil.DirentPlus{Dirent: dirent(e, next)}
 		given := len(c.given)
 		if e.Name != "." && e.Name != ".." && e.Attr.Ino != 0 {
@@ -93,6 +95,10 @@ func (c *call) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 		}
 		return n
 	})
+	if reader != nil {
+		c.fs.entering.begin(reader)
+	}
+	return err
 }
 
 func dirent(e *meta.Entry, next fuseops.DirOffset) fuseutil.Dirent {
@@ -110,6 +116,7 @@ func (c *call) list(op *fuseops.ReadDirOp, write func([]byte, *dirHandle, *meta.
 	if err != nil {
 		return err
 	}
+	c.fs.entering.end(d)
 	c.within(d.in)
 	d.mu.Lock()
 	defer d.mu.Unlock()

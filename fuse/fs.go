@@ -126,11 +126,11 @@ type FS struct {
 	lastID  uint64
 	absent  int // names known to be absent, in all directories
 
-	gaveAt  atomic.Int64 // when the kernel was given a listing with attributes last, ns since 1970; see listingTime
-	credit  *credit
-	stock   stock
-	pages   chan struct{} // an element per page that is fetched ahead
-	fetches chan struct{} // and per block of a file that is likely to be read next
+	entering entering // listings with attributes
+	credit   *credit
+	stock    stock
+	pages    chan struct{} // an element per page that is fetched ahead
+	fetches  chan struct{} // and per block of a file that is likely to be read next
 
 	listedSince int          // entries listed since the last sweep
 	listings    atomic.Int64 // entries in the listings of directories
@@ -257,7 +257,6 @@ type call struct {
 	work  context.Context
 	stop  func()
 	dirs  [2]*inode  // in which the kernel has something locked for it
-	lists bool       // it tells entries with attributes
 	gated bool       // fs.gate is held for reading
 	given []meta.Ino // lookup counts that the answer gives the kernel
 
@@ -315,9 +314,6 @@ func (c *call) unanswer() {
 
 // end is called after the reply. delivered says whether the kernel took it.
 func (c *call) end(delivered bool) {
-	if c.lists { // before the gate is open, at which invals wait
-		c.fs.gaveAt.Store(time.Now().UnixNano())
-	}
 	if c.gated {
 		c.fs.gate.RUnlock()
 		c.gated = false

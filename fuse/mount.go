@@ -370,18 +370,11 @@ func (k *connection) Names(dir meta.Ino, names []string) {
 	}
 }
 
-// listingTime is how long the kernel may take to enter a listing with attributes
-// into its cache after it has it. It takes what that says for newer than an end of
-// all names that comes meanwhile.
-const listingTime = 50 * time.Millisecond
-
 func (k *connection) AllNames() { k.allNames() }
 
 // allNames reports whether the kernel could do it: Linux before 6.16 cannot.
 func (k *connection) allNames() bool {
-	if given := k.fs.gaveAt.Load(); given != 0 {
-		time.Sleep(listingTime - time.Since(time.Unix(0, given)))
-	}
+	k.fs.entering.wait()
 	k.fs.stats.Epochs.Add(1)
 	err := k.notify(func(c *fuse.Connection) error { return c.NotifyEpoch() })
 	k.logged(err)

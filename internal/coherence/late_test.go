@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"flexfs/internal/soak"
 )
 
 // Who looks a name up may get to run only after it has changed elsewhere. What it
@@ -47,5 +49,37 @@ func TestANameIsNotBelievedThatWasLookedUpBeforeItChanged(t *testing.T) {
 			}
 		}
 		each("away", "")
+	}
+}
+
+// What a program is reading of a directory is not believed either, however long it
+// takes to get on with it.
+func TestSoakNamesAreNotBelievedThatAreListedWhileTheyChange(t *testing.T) {
+	s := soak.Start(t)
+	w := New(t, Options{Mounts: 2})
+	here, there := w.Mounts[0], w.Mounts[1]
+	w.must("mkdir", os.Mkdir(there.Path("d"), 0o755))
+	var names []string
+	for i := range 20 {
+		names = append(names, fmt.Sprintf("d/%d", i))
+		w.must("write", os.WriteFile(there.Path(names[i]), nil, 0o644))
+	}
+	for i := range 10 { // on one processor, of which those that read get little
+		script := "while :; do :; done"
+		if i < 4 {
+			script = fmt.Sprintf("cd %s; exec 2>&- >&-; renice -n 19 $$; while :; do for i in d/*; do :; done; done", here.Dir)
+		}
+		cmd := exec.Command("taskset", "-c", "0", "bash", "-c", script)
+		w.must("start", cmd.Start())
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	}
+	for round := 0; !s.Over(); round++ {
+		for _, name := range names {
+			w.must("rename", os.Rename(there.Path(name), there.Path(name+"away")))
+			if _, err := os.Stat(here.Path(name)); !os.IsNotExist(err) {
+				t.Errorf("round %d: %s: %v, after it was renamed", round, name, err)
+			}
+			w.must("rename", os.Rename(there.Path(name+"away"), there.Path(name)))
+		}
 	}
 }
