@@ -8,7 +8,8 @@ import (
 // An entering is the listings with attributes that the kernel was given and may
 // still be entering into its cache, by who reads them. It takes what they say for
 // newer than an end of all names that comes meanwhile. Who reads on, or closes the
-// directory, has entered what it got before.
+// directory, has entered what it got before; and so has everybody when the kernel
+// lets somebody alter the directory, which those who read it keep it from.
 type entering struct {
 	mu    sync.Mutex
 	since map[*dirHandle]time.Time
@@ -32,6 +33,17 @@ func (e *entering) end(d *dirHandle) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.since, d)
+}
+
+// endOf is end for all who read a directory.
+func (e *entering) endOf(dir *inode) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for d := range e.since {
+		if d.in == dir {
+			delete(e.since, d)
+		}
+	}
 }
 
 // wait waits until what was given is entered.

@@ -42,6 +42,39 @@ func TestTheEndOfAllNamesWaitsForWhoReadsOn(t *testing.T) {
 	}
 }
 
+// Who makes something in a directory may be who holds up its readers.
+func TestAReaderOfADirectoryThatIsAlteredIsNotWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	fs, dir := w.mount("one", Config{})
+	must(t, "mkdir", os.Mkdir(filepath.Join(dir, "d"), 0o755))
+	for i := range 300 {
+		must(t, "make", os.WriteFile(filepath.Join(dir, "d", fmt.Sprint(i)), nil, 0o644))
+	}
+	for what, alter := range map[string]func() error{
+		"mkdir":  func() error { return os.Mkdir(filepath.Join(dir, "d", "new"), 0o755) },
+		"rmdir":  func() error { return os.Remove(filepath.Join(dir, "d", "new")) },
+		"create": func() error { return os.WriteFile(filepath.Join(dir, "d", "file"), nil, 0o644) },
+		"rename": func() error { return os.Rename(filepath.Join(dir, "d", "1"), filepath.Join(dir, "one")) },
+	} {
+		if what == "rmdir" {
+			os.Mkdir(filepath.Join(dir, "d", "new"), 0o755)
+		}
+		d, err := os.Open(filepath.Join(dir, "d"))
+		must(t, "open", err)
+		_, err = d.Readdirnames(1)
+		must(t, "read", err)
+		if fs.entering.count() == 0 {
+			t.Errorf("%s: nothing is being entered", what)
+		}
+		must(t, what, alter())
+		if n := fs.entering.count(); n != 0 {
+			t.Errorf("%s: %d listings are being entered", what, n)
+		}
+		must(t, "close", d.Close())
+		os.Remove(filepath.Join(dir, "d", "new"))
+	}
+}
+
 func TestWhoReadsADirectoryToItsEndIsNotWaitedFor(t *testing.T) {
 	w := newWorld(t)
 	fs, dir := w.mount("one", Config{})

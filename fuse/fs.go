@@ -275,6 +275,15 @@ func (c *call) within(dirs ...*inode) {
 	}
 }
 
+// alters is within for an operation that has directories for itself: who reads one
+// does not, and waits.
+func (c *call) alters(dirs ...*inode) {
+	c.within(dirs...)
+	for _, dir := range dirs {
+		c.fs.entering.endOf(dir)
+	}
+}
+
 // wait must be called before anything that may wait for a server, the budget or
 // another operation, and returns the context to do it with.
 func (c *call) wait() context.Context {

@@ -172,21 +172,21 @@ func (c *call) make(parent fuseops.InodeID, name string, req *meta.Request, e *f
 }
 
 func (c *call) mkDir(op *fuseops.MkDirOp) error {
-	c.within(c.fs.node(op.Parent))
+	c.alters(c.fs.node(op.Parent))
 	req := &meta.Request{Delegate: true, Mode: unixMode(op.Mode&^os.ModeType | os.ModeDir), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
 	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	return err
 }
 
 func (c *call) mkNode(op *fuseops.MkNodeOp) error {
-	c.within(c.fs.node(op.Parent))
+	c.alters(c.fs.node(op.Parent))
 	req := &meta.Request{Mode: unixMode(op.Mode), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid, Rdev: op.Rdev}
 	_, err := c.make(op.Parent, op.Name, req, &op.Entry)
 	return err
 }
 
 func (c *call) createSymlink(op *fuseops.CreateSymlinkOp) error {
-	c.within(c.fs.node(op.Parent))
+	c.alters(c.fs.node(op.Parent))
 	if len(op.Target) > meta.MaxTarget {
 		return syscall.ENAMETOOLONG
 	}
@@ -196,7 +196,11 @@ func (c *call) createSymlink(op *fuseops.CreateSymlinkOp) error {
 }
 
 func (c *call) createFile(op *fuseops.CreateFileOp) error {
-	c.within(c.fs.node(op.Parent))
+	if dir := c.fs.node(op.Parent); op.Tmpfile {
+		c.within(dir)
+	} else {
+		c.alters(dir)
+	}
 	flags := uint32(op.OpenFlags)
 	req := &meta.Request{Mode: unixMode(op.Mode &^ os.ModeType), Umask: op.OpContext.Umask, Uid: op.OpContext.Uid, Gid: op.OpContext.Gid}
 	if op.Tmpfile {
@@ -249,7 +253,7 @@ func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 		return syscall.EROFS
 	}
 	dir, target := fs.node(op.Parent), fs.node(op.Target)
-	c.within(dir)
+	c.alters(dir)
 	if err := c.beforeName(target); err != nil {
 		return err
 	}
@@ -293,7 +297,7 @@ func (c *call) removeName(op meta.Op, parent fuseops.InodeID, name string) error
 		return syscall.EROFS
 	}
 	dir := fs.node(parent)
-	c.within(dir)
+	c.alters(dir)
 	seq := fs.invals.now()
 	rep, err := c.takeOut(op, dir, name, seq)
 	if err == nil && op == meta.OpUnlink {
@@ -391,7 +395,7 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 		return syscall.EINVAL
 	}
 	from, to := fs.node(op.OldParent), fs.node(op.NewParent)
-	c.within(from, to)
+	c.alters(from, to)
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{
 		Op: meta.OpRename, Ino: from.ino, Name: op.OldName, Ino2: to.ino, Name2: op.NewName,
