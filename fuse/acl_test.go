@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 const stranger = 54321
@@ -37,6 +40,26 @@ func strangersACL(perm uint16) []byte {
 		b = binary.LittleEndian.AppendUint32(b, e[2])
 	}
 	return b
+}
+
+// So it is for who asks for the list itself, and for nothing else.
+func TestAnAccessControlListIsReadAsTheOtherMountSetIt(t *testing.T) {
+	w := newWorld(t)
+	_, a := w.mount("a", Config{})
+	_, b := w.mount("b", Config{})
+	put(t, filepath.Join(a, "f"), []byte("x"))
+	f, err := os.Open(filepath.Join(b, "f"))
+	must(t, "open", err)
+	defer f.Close()
+	buf := make([]byte, 200)
+	for perm := range uint16(8) {
+		want := strangersACL(perm)
+		must(t, "set the list", syscall.Setxattr(filepath.Join(a, "f"), "system.posix_acl_access", want, 0))
+		n, err := unix.Fgetxattr(int(f.Fd()), "system.posix_acl_access", buf)
+		if err != nil || !bytes.Equal(buf[:n], want) {
+			t.Errorf("the list is %x (%v), want %x", buf[:n], err, want)
+		}
+	}
 }
 
 // The kernel of the other mount keeps the list that it asked for, or that there

@@ -41,6 +41,7 @@ func (c *call) setAttributes(op *fuseops.SetInodeAttributesOp) error {
 		}
 	}
 	c.answer()
+	in.late.Store(true)
 	c.fill(in, &op.Attributes, &op.AttributesExpiration)
 	return nil
 }
@@ -252,10 +253,14 @@ func (fs *FS) space(c *call) meta.Statfs {
 // Config.Stats.
 const statsName = "user.flexfs.stats"
 
+func isACL(name string) bool {
+	return name == "system.posix_acl_access" || name == "system.posix_acl_default"
+}
+
 // xattrAllowed reports whether the service keeps attributes of that name. Of
 // system attributes those are POSIX ACLs, which the kernel enforces.
 func xattrAllowed(name string) bool {
-	if name == "system.posix_acl_access" || name == "system.posix_acl_default" {
+	if isACL(name) {
 		return true
 	}
 	for _, prefix := range [...]string{"user.", "trusted.", "security."} {
@@ -279,6 +284,9 @@ func (c *call) getXattr(op *fuseops.GetXattrOp) error {
 	}
 	if !xattrAllowed(op.Name) {
 		return syscall.EOPNOTSUPP
+	}
+	if isACL(op.Name) { // the kernel keeps it, also that there is none, until it is to forget attributes
+		c.fs.node(op.Inode).trusted.Add(1)
 	}
 	if c.noXattrs(op.Inode) {
 		return syscall.ENODATA

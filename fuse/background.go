@@ -183,9 +183,12 @@ func (u *unstored) Error() string {
 
 func (u *unstored) Unwrap() error { return u.cause }
 
+// deepest bounds a way up by the parents in which inodes were found last: others
+// may have moved them since, and it may be a circle.
+const deepest = 100
+
 // where says to people which file an inode is, as far as that is known.
 func (fs *FS) where(in *inode) string {
-	const deepest = 100
 	ino, path := in.ino, ""
 	for range deepest {
 		in.mu.Lock()

@@ -156,7 +156,7 @@ type FS struct {
 }
 
 // A kernelCache is the way to tell the kernel that it must forget something.
-// None of the methods but Attrs may be called from a handler.
+// None of the methods but Attrs and AllNames may be called from a handler.
 type kernelCache interface {
 	// Attrs forgets an inode's attributes. It takes no lock that an operation
 	// holds, and does not wait. It reports whether the kernel knows the inode.
@@ -168,7 +168,7 @@ type kernelCache interface {
 	// Names takes names, and all below them, out of a directory, soon.
 	Names(dir meta.Ino, names []string)
 
-	// AllNames forgets every name.
+	// AllNames forgets every name. It may wait for listingTime.
 	AllNames()
 }
 

@@ -22,6 +22,7 @@ type inode struct {
 	calls   atomic.Int32 // of a directory: operations in it that are not answered
 	trusted atomic.Int64 // counts how often the kernel was given attributes that it may believe
 	taken   atomic.Int64 // what trusted was when it began to forget them, for the last time that it did
+	late    atomic.Bool  // some were given that it believes also if it was told meanwhile to forget what it has
 
 	mu        sync.Mutex
 	attr      meta.Attr // the last that was told
@@ -396,13 +397,15 @@ func (c *call) entry(dir, child *inode, name string, e *fuseops.ChildInodeEntry)
 func (c *call) give(child *inode) {
 	fs := c.fs
 	fs.mu.Lock()
-	if fs.inodes[child.ino] == nil { // dropped since we looked, and no inval found it
+	if known := fs.inodes[child.ino]; known != child { // dropped since we looked, and no inval found it
 		child.mu.Lock()
 		child.valid = false
 		fs.absent -= child.forgetAllNames()
 		child.content.forgetMap()
 		child.mu.Unlock()
-		fs.inodes[child.ino] = child
+		if known == nil {
+			fs.inodes[child.ino] = child
+		}
 	}
 	fs.inodes[child.ino].lookups++
 	fs.mu.Unlock()

@@ -191,6 +191,8 @@ func (fs *FS) settle() {
 // are any. Else it is not told: attributes that it is asking for just then it would
 // take for old ones, and a read would go by the length of the file that was known
 // before. It reports whether the kernel believes none now.
+//
+// The kernel forgets the access control lists that it knows, too.
 func (fs *FS) forgetAttrs(in *inode) bool {
 	n := in.trusted.Load()
 	if n <= in.taken.Load() {
@@ -199,7 +201,9 @@ func (fs *FS) forgetAttrs(in *inode) bool {
 	if !fs.kernel.Attrs(in.ino) {
 		return false
 	}
-	raise(&in.taken, n)
+	if !in.late.Swap(false) {
+		raise(&in.taken, n)
+	}
 	return true
 }
 

@@ -267,6 +267,7 @@ func (c *call) createLink(op *fuseops.CreateLinkOp) error {
 		return err
 	}
 	child := c.made(dir, op.Name, rep, seq)
+	child.late.Store(true)
 	c.entry(dir, child, op.Name, &op.Entry)
 	return nil
 }

@@ -86,7 +86,7 @@ func (fs *FS) following(dir *inode) (next *inode, sure bool) {
 			return next, true
 		}
 	}
-	for {
+	for range deepest {
 		dir.mu.Lock()
 		parent, name := dir.parent, dir.name
 		dir.mu.Unlock()
@@ -105,6 +105,7 @@ func (fs *FS) following(dir *inode) (next *inode, sure bool) {
 			return next, true
 		}
 	}
+	return nil, true
 }
 
 // nextIn returns the first directory among entries, nil if it is not known any

@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+
+	"flexfs/meta"
 )
 
 // makeTree makes directories with files in them, and directories with those in
@@ -50,6 +53,20 @@ func TestATreeIsListedAhead(t *testing.T) {
 	}
 	if waited := n - ahead; waited > int64(dirs/4) {
 		t.Errorf("%d directories were waited for %d times", dirs, waited)
+	}
+}
+
+// Where directories were found last may be a circle, if others have moved them.
+func TestTheWayUpFromADirectoryEnds(t *testing.T) {
+	fs := newWorld(t).newFS("one", Config{})
+	dirs := [2]*inode{fs.inode(10), fs.inode(11)}
+	for i, in := range dirs {
+		in.attr = meta.Attr{Ino: in.ino, Mode: syscall.S_IFDIR, Nlink: 2, Change: 1}
+		in.valid, in.parent, in.name = true, dirs[1-i].ino, "d"
+		in.listing = &listing{change: 1}
+	}
+	if next, sure := fs.following(dirs[0]); next != nil || !sure {
+		t.Errorf("after the directory comes %v, which is sure: %v", next, sure)
 	}
 }
 

@@ -289,6 +289,7 @@ func (fs *FS) arrive(p *page) {
 		Op: meta.OpReaddir, Ino: p.dir.ino, Name: p.after, Limit: p.limit, Plus: true, Size: uint64(p.bytes),
 	})
 	if err != nil || !rep.Cache || len(rep.Entries) == 0 || fs.invals.since(seq, p.dir.ino) {
+		fs.credit.entries.Add(int64(p.limit))
 		return // whoever wants it asks, and hears what is the matter
 	}
 	fs.learnEntries(p.dir, rep, seq, true)
@@ -313,7 +314,7 @@ func (fs *FS) arrived(p *page, rep *meta.Reply) *listing {
 		l.change = rep.Attr.Change
 	}
 	if !p.eof {
-		fs.fetchAhead(&page{dir: p.dir, walk: p.walk, after: p.end, limit: p.limit, bytes: fs.credit.contents(), whole: l})
+		fs.fetchAhead(&page{dir: p.dir, walk: p.walk, after: p.end, limit: p.limit, bytes: fs.credit.contents(), whole: l, came: p.came})
 		return nil
 	}
 	if l.change != rep.Attr.Change {
