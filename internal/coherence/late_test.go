@@ -53,7 +53,7 @@ func TestANameIsNotBelievedThatWasLookedUpBeforeItChanged(t *testing.T) {
 }
 
 // What a program is reading of a directory is not believed either, however long it
-// takes to get on with it.
+// takes to get on with it, up to a second: the machine must have little else to do.
 func TestSoakNamesAreNotBelievedThatAreListedWhileTheyChange(t *testing.T) {
 	s := soak.Start(t)
 	w := New(t, Options{Mounts: 2})
