@@ -9,18 +9,19 @@ func TestWhatMayComeLateIsTakenBackTwice(t *testing.T) {
 	fs := newWorld(t).newFS("one", Config{})
 	fs.kernel = k
 	in := fs.inode(10)
-	for _, want := range []int64{1, 1, 2, 3, 3} {
-		switch k.attrs.Load() {
-		case 0:
-			in.trusted.Add(1)
-		case 1:
-			if want == 2 {
-				in.late.Store(true)
-				in.trusted.Add(1)
-			}
-		}
+	taken := func(want int64) {
+		t.Helper()
 		if fs.forgetAttrs(in); k.attrs.Load() != want {
 			t.Errorf("attributes were taken back %d times, want %d", k.attrs.Load(), want)
 		}
 	}
+	taken(0)
+	in.trusted.Add(1)
+	taken(1)
+	taken(1)
+	in.late.Store(true)
+	in.trusted.Add(1)
+	taken(2)
+	taken(3)
+	taken(3)
 }
