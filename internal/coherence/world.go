@@ -68,9 +68,20 @@ type World struct {
 	bucket store.Store
 	log    *slog.Logger
 
-	mu     sync.Mutex // guards what follows
-	engine *engine.Memory
-	stop   func() // ends the service at once
+	mu      sync.Mutex // guards what follows
+	engine  *engine.Memory
+	service *service
+
+	crashed sync.WaitGroup // what is left of those before
+}
+
+// A service is the metadata service on an engine.
+type service struct {
+	stop func()
+	left sync.WaitGroup // what runs of it
+
+	mu   sync.RWMutex // guards what follows, and is held while the service removes objects
+	dead bool
 }
 
 // A Mount is one mount of the volume.
@@ -123,25 +134,45 @@ func (w *World) must(what string, err error) {
 // serve starts a metadata service on the engine and returns its address.
 func (w *World) serve() string {
 	w.t.Helper()
+	service := &service{}
 	srv, err := tree.New(tree.Config{
-		Engine: w.engine, Log: w.log, Lease: w.opt.Lease,
+		Engine: w.engine, Log: w.log, Lease: w.opt.Lease, Keep: 30 * time.Second,
 		Authorize: func(string) (tree.Grant, error) {
 			return tree.Grant{Volume: volumeID, Write: true, Name: "test"}, nil
 		},
 		Volumes: func(string) (tree.VolumeConfig, error) {
 			return tree.VolumeConfig{Name: "test", BlockSize: BlockSize, InlineMax: InlineMax}, nil
 		},
-		Delete: func(context.Context, string, []tree.BlockRef) error { return nil },
+		Delete: func(ctx context.Context, _ string, blocks []tree.BlockRef) error {
+			service.mu.RLock()
+			defer service.mu.RUnlock()
+			if service.dead {
+				return context.Canceled
+			}
+			return store.DeleteAll(ctx, w.bucket, keysOf(blocks))
+		},
 	})
 	w.must("start the service", err)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	w.must("listen", err)
 	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { srv.Run(ctx) })
-	wg.Go(func() { meta.Serve(ctx, ln, srv, w.log) })
-	w.stop = func() { cancel(); wg.Wait() }
+	service.stop = cancel
+	service.left.Go(func() { srv.Run(ctx) })
+	service.left.Go(func() { meta.Serve(ctx, ln, srv, w.log) })
+	w.service = service
 	return ln.Addr().String()
+}
+
+func keysOf(blocks []tree.BlockRef) []store.Key {
+	volume, err := store.ParseVolume(volumeID)
+	if err != nil {
+		panic(err)
+	}
+	keys := make([]store.Key, len(blocks))
+	for i, b := range blocks {
+		keys[i] = store.Key{Volume: volume, Ino: uint64(b.Ino), Index: b.Index, Gen: store.Gen(b.Gen)}
+	}
+	return keys
 }
 
 // mount mounts the volume in a folder of its own.
@@ -212,8 +243,11 @@ func (w *World) Crash(percent int, seed uint64) {
 	for _, m := range w.Mounts { // from now on nobody hears of the old one
 		w.must("cut", m.Net.Set(faultnet.Line{State: faultnet.Refused}))
 	}
-	old, stop := w.engine, w.stop
-	e, err := old.Crash(percent, seed)
+	old, engine := w.service, w.engine
+	old.mu.Lock()
+	old.dead = true
+	old.mu.Unlock()
+	e, err := engine.Crash(percent, seed)
 	w.must("open after a crash", err)
 	w.engine = e
 	addr := w.serve()
@@ -221,15 +255,18 @@ func (w *World) Crash(percent int, seed uint64) {
 		m.Net.SetTarget(addr)
 		w.must("mend", m.Net.Set(faultnet.Line{}))
 	}
-	w.t.Cleanup(func() { // what is left of it may wait for a lease
-		stop()
-		old.Close()
+	old.stop()
+	w.crashed.Go(func() { // what is left of it may wait for a lease
+		old.left.Wait()
+		engine.Close()
 	})
 }
 
 // end ends the service and checks what it kept.
 func (w *World) end() {
-	w.stop()
+	w.service.stop()
+	w.service.left.Wait()
+	w.crashed.Wait()
 	problems, err := tree.Check(context.Background(), w.engine)
 	if err != nil {
 		w.t.Errorf("check: %v", err)
