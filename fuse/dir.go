@@ -96,7 +96,7 @@ func (c *call) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 		return n
 	})
 	if reader != nil {
-		c.fs.entering.begin(reader, op.OpContext.Pid)
+		c.fs.entering.begin(reader)
 	}
 	return err
 }

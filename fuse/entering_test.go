@@ -3,9 +3,7 @@ package fuse
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -14,14 +12,14 @@ import (
 func (e *entering) count() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.readers)
+	return len(e.since)
 }
 
 func TestTheEndOfAllNamesWaitsForWhoReadsOn(t *testing.T) {
 	fs := newWorld(t).newFS("one", Config{})
 	k := &connection{fs: fs}
 	d, other := &dirHandle{}, &dirHandle{}
-	fs.entering.begin(d, 0) // nothing is known of who reads
+	fs.entering.begin(d)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -32,59 +30,15 @@ func TestTheEndOfAllNamesWaitsForWhoReadsOn(t *testing.T) {
 		t.Fatal("it did not wait")
 	case <-time.After(20 * time.Millisecond):
 	}
-	fs.entering.begin(other, 0) // later than the end: of no concern
+	fs.entering.begin(other) // later than the end: of no concern
 	fs.entering.end(d)
 	<-ended
 	fs.entering.mu.Lock()
-	fs.entering.readers[other].since = time.Now().Add(-2 * listingTime)
+	fs.entering.since[other] = time.Now().Add(-2 * listingTime)
 	fs.entering.mu.Unlock()
 	k.AllNames()
 	if n := fs.entering.count(); n != 0 {
 		t.Errorf("%d listings are waited for that nobody reads on", n)
-	}
-}
-
-// What a thread does tells whether it has entered what it was given.
-func TestWhoHasGoneBackToItsProgramIsNotWaitedFor(t *testing.T) {
-	start := func(script string) *reader {
-		t.Helper()
-		cmd := exec.Command("sh", "-c", script)
-		must(t, "start", cmd.Start())
-		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-		return &reader{since: time.Now(), thread: uint32(cmd.Process.Pid)}
-	}
-	entered := func(r *reader) bool {
-		r.since = time.Now() // however long it takes
-		return r.entered()
-	}
-	comes := func(what string, r *reader) {
-		t.Helper()
-		for end := time.Now().Add(time.Minute); !entered(r); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%s is waited for", what)
-			}
-		}
-	}
-	comes("who sleeps", start("exec sleep 1000"))
-	busy := start("while :; do :; done")
-	comes("who computes", busy)
-	if _, ran := threadState(busy.thread); ran-busy.ran <= enterTime {
-		t.Errorf("who had run for %v was not waited for after another %v", busy.ran, ran-busy.ran)
-	}
-	must(t, "stop", syscall.Kill(int(busy.thread), syscall.SIGSTOP))
-	comes("who is stopped", &reader{thread: busy.thread})
-
-	// Its clock stands still when it gets no processor.
-	must(t, "go on", syscall.Kill(int(busy.thread), syscall.SIGCONT))
-	starved := &reader{thread: busy.thread, ran: time.Hour}
-	for state := byte(0); state != 'R'; {
-		state, _ = threadState(busy.thread)
-	}
-	for late, want := range map[time.Duration]bool{0: false, 2 * listingTime: false, 2 * starvedTime: true} {
-		starved.since = time.Now().Add(-late)
-		if got := starved.entered(); got != want {
-			t.Errorf("who has had no processor for %v: entered is %t", late, got)
-		}
 	}
 }
 

@@ -168,7 +168,7 @@ type kernelCache interface {
 	// Names takes names, and all below them, out of a directory, soon.
 	Names(dir meta.Ino, names []string)
 
-	// AllNames forgets every name. It may wait for starvedTime.
+	// AllNames forgets every name. It may wait for listingTime.
 	AllNames()
 }
 

@@ -374,7 +374,6 @@ func (k *connection) AllNames() { k.allNames() }
 
 // allNames reports whether the kernel could do it: Linux before 6.16 cannot.
 func (k *connection) allNames() bool {
-	k.fs.settle()
 	k.fs.entering.wait()
 	k.fs.stats.Epochs.Add(1)
 	err := k.notify(func(c *fuse.Connection) error { return c.NotifyEpoch() })

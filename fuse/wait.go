@@ -110,32 +110,13 @@ func killed(thread uint32) bool {
 // exiting reports whether a thread has returned to its program for the last time.
 func exiting(thread uint32) bool {
 	const pfExiting = 0x4
-	fields := threadStat(thread)
+	stat := procfs(thread, "stat")
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) // from the state, which is the third
 	if len(fields) < 7 {
 		return false
 	}
 	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
 	return err == nil && flags&pfExiting != 0
-}
-
-// threadState returns what a thread does, with the letter that procfs has for it,
-// and how long it has had a processor: 0 for what is not known.
-func threadState(thread uint32) (state byte, ran time.Duration) {
-	if fields := threadStat(thread); len(fields) > 0 {
-		state = fields[0][0]
-	}
-	if fields := bytes.Fields(procfs(thread, "schedstat")); len(fields) > 0 {
-		ns, _ := strconv.ParseInt(string(fields[0]), 10, 64)
-		ran = time.Duration(ns)
-	}
-	return state, ran
-}
-
-// threadStat returns what procfs tells of a thread, from its state on, which is
-// the third field.
-func threadStat(thread uint32) [][]byte {
-	stat := procfs(thread, "stat")
-	return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 }
 
 func procfs(thread uint32, name string) []byte {
