@@ -42,6 +42,17 @@ func TestTheEndOfAllNamesWaitsForWhoReadsOn(t *testing.T) {
 	}
 }
 
+// An old kernel keeps what it is entering, whether it is waited for or not.
+func TestAnOldKernelIsNotWaitedFor(t *testing.T) {
+	fs := newWorld(t).newFS("one", Config{})
+	k := &connection{fs: fs}
+	k.old.Store(true)
+	fs.entering.begin(&dirHandle{})
+	if began := time.Now(); k.allNames() || time.Since(began) >= listingTime {
+		t.Errorf("it was waited for %v", time.Since(began))
+	}
+}
+
 // Who makes something in a directory may be who holds up its readers.
 func TestAReaderOfADirectoryThatIsAlteredIsNotWaitedFor(t *testing.T) {
 	w := newWorld(t)

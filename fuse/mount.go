@@ -287,6 +287,7 @@ func raiseReadAhead(fs *FS, dev string) {
 type connection struct {
 	fs    *FS
 	slots chan struct{} // an element per goroutine that waits for a directory's lock
+	old   atomic.Bool   // the kernel has no end of all names: it is older than Linux 6.16
 
 	mu sync.RWMutex // held for reading while c is in use
 	c  *fuse.Connection
@@ -374,9 +375,15 @@ func (k *connection) AllNames() { k.allNames() }
 
 // allNames reports whether the kernel could do it: Linux before 6.16 cannot.
 func (k *connection) allNames() bool {
+	if k.old.Load() {
+		return false
+	}
 	k.fs.entering.wait()
 	k.fs.stats.Epochs.Add(1)
 	err := k.notify(func(c *fuse.Connection) error { return c.NotifyEpoch() })
+	if errors.Is(err, syscall.EINVAL) {
+		k.old.Store(true)
+	}
 	k.logged(err)
 	return err == nil
 }

@@ -52,8 +52,8 @@ func TestANameIsNotBelievedThatWasLookedUpBeforeItChanged(t *testing.T) {
 	}
 }
 
-// What a program is reading of a directory is not believed either, though it gets
-// no processor for seconds, and so does not get on with it.
+// What a program is reading of a directory is not believed either, however long it
+// takes to get on with it, up to a second: the machine must have little else to do.
 func TestSoakNamesAreNotBelievedThatAreListedWhileTheyChange(t *testing.T) {
 	s := soak.Start(t)
 	w := New(t, Options{Mounts: 2})
@@ -65,7 +65,7 @@ func TestSoakNamesAreNotBelievedThatAreListedWhileTheyChange(t *testing.T) {
 		w.must("write", os.WriteFile(there.Path(names[i]), nil, 0o644))
 	}
 	for i := range 10 { // on one processor, of which those that read get little
-		script := "renice -n -5 $$; while :; do :; done"
+		script := "while :; do :; done"
 		if i < 4 {
 			script = fmt.Sprintf("cd %s; exec 2>&- >&-; renice -n 19 $$; while :; do for i in d/*; do :; done; done", here.Dir)
 		}
