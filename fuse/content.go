@@ -271,8 +271,8 @@ func (ct *content) stored(a *meta.Attr, size, blockSize uint64, inlineMax uint32
 		}
 		data := ct.data(idx, &base)
 		now := meta.Block{Len: uint32(data.end())}
-		punched := base.Gen != (meta.Gen{}) && !base.Inline && ct.uploading(idx) == nil && len(ct.dirty[idx].spans) == 0
-		if idx > 0 || size > uint64(inlineMax) || punched {
+		less := ct.uploading(idx) == nil && ct.dirty[idx].lessOf(&base, data)
+		if idx > 0 || size > uint64(inlineMax) || less {
 			now.Holes = holesIn(data)
 		}
 		n += int64(now.Bytes())

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"flexfs/meta"
 	"flexfs/store"
 )
 
@@ -167,6 +168,12 @@ func (d *dirty) over(base spans) spans {
 		out = out.add(s)
 	}
 	return out
+}
+
+// lessOf reports whether what a block shows then, whose data is is, it may show of
+// the object that it has: something of it was punched or cut off, and no more.
+func (d *dirty) lessOf(base *meta.Block, is spans) bool {
+	return len(d.spans) == 0 && !base.Inline && base.Gen != (meta.Gen{}) && shown(is.end(), holesIn(is), dataOf(base), is)
 }
 
 // read copies the dirty bytes of lo..lo+len(p) over p.

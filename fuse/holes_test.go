@@ -269,6 +269,26 @@ func testHoles(t *testing.T, w *world, seed uint64, max int, loose bool) {
 	soonZero(t, budget)
 }
 
+// What becomes small enough to be kept with the metadata has no holes there, but for
+// those that its object has in whole pages.
+func TestPunchedBlocksAreCountedAsTheyWillBe(t *testing.T) {
+	w := newWorld(t)
+	fs := w.newFS("one", Config{})
+	for name, punched := range map[string]int{"pages": 2 * unit, "a part of a page": 2*unit + 322} {
+		f := fs.createTest(t, name)
+		must(t, "write", f.writeAt(pattern(6*unit, 1), 0))
+		must(t, "fsync", f.sync())
+		must(t, "punch", f.fallocate(punchHole|keepSize, 0, int64(punched)))
+		must(t, "truncate", f.truncate(3*unit))
+		size, blocks := f.stat()
+		must(t, "fsync", f.sync())
+		if s, b := f.stat(); s != size || b != blocks {
+			t.Errorf("%s: fsync changed %d bytes, %d blocks to %d bytes, %d blocks", name, size, blocks, s, b)
+		}
+		must(t, "close", f.close())
+	}
+}
+
 // The same, and copies, for long.
 func TestSoakSparseFilesAndCopies(t *testing.T) {
 	s := soak.Start(t)

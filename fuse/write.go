@@ -337,8 +337,8 @@ func (fs *FS) put(ctx context.Context, in *inode, idx uint32, u *upload) (meta.B
 		return rec, nil
 	}
 	rec.Len, rec.Holes = uint32(is.end()), holesIn(is)
-	if len(u.d.spans) == 0 && !base.Inline && shown(is.end(), rec.Holes, was, is) {
-		rec.Gen, rec.Origin = base.Gen, base.Origin // less is to be seen of the same object
+	if u.d.lessOf(&base, is) {
+		rec.Gen, rec.Origin = base.Gen, base.Origin
 		return rec, nil
 	}
 	if !u.inline && u.d.spans.covers(0, bs) {
