@@ -250,6 +250,23 @@ func (ct *content) data(idx uint32, base *meta.Block) spans {
 	return data
 }
 
+// over returns what, of data that a durable version of a block has, was written and
+// punched since then makes. It may be called when that has changed.
+func (ct *content) over(idx uint32) func(data spans) spans {
+	var layers []dirty
+	for _, d := range [2]*dirty{ct.uploading(idx), ct.dirty[idx]} {
+		if d != nil {
+			layers = append(layers, dirty{spans: slices.Clone(d.spans), zero: slices.Clone(d.zero)})
+		}
+	}
+	return func(data spans) spans {
+		for i := range layers {
+			data = layers[i].over(data)
+		}
+		return data
+	}
+}
+
 // stored returns how many bytes are stored for the file when all is committed:
 // what stat says does not change then. a has what is committed, and size is that
 // of the file.

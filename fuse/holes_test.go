@@ -480,10 +480,11 @@ func TestTheLargestFileIsSparse(t *testing.T) {
 	}
 }
 
-// hookMeta does something before the first commit.
+// hookMeta does something once.
 type hookMeta struct {
 	Meta
-	before func()
+	before func() // the next commit
+	after  func() // the next answer about blocks
 }
 
 func (h *hookMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
@@ -491,7 +492,42 @@ func (h *hookMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 		h.before = nil
 		f()
 	}
-	return h.Meta.Do(ctx, req)
+	reply, err := h.Meta.Do(ctx, req)
+	if f := h.after; f != nil && req.Op == meta.OpBlocks {
+		h.after = nil
+		f()
+	}
+	return reply, err
+}
+
+// What is written and not committed when a seek begins is committed while it asks
+// what else there is.
+func TestASeekFindsWhatIsCommittedMeanwhile(t *testing.T) {
+	w := newWorldOf(t, noInline)
+	fs := w.newFS("one", Config{})
+	f := fs.createTest(t, "f")
+	must(t, "truncate", f.truncate(4*testBlockSize))
+	must(t, "fsync", f.sync())
+	hook := &hookMeta{Meta: fs.meta}
+	fs.meta = hook
+	for from := range int64(2) {
+		in := fs.node(f.ino)
+		in.mu.Lock()
+		in.content.forgetMap()
+		in.mu.Unlock()
+		must(t, "write", f.writeAt(pattern(testBlockSize, 1), testBlockSize))
+		asked := false
+		hook.after = func() {
+			asked = true
+			must(t, "fsync", f.sync())
+		}
+		if at, err := f.seek(from*testBlockSize, seekData); at != testBlockSize || err != nil || !asked {
+			t.Errorf("data from %d on is at %d, want %d (%v); asked: %t", from*testBlockSize, at, testBlockSize, err, asked)
+		}
+		must(t, "punch", f.fallocate(punchHole|keepSize, 0, 2*testBlockSize))
+		must(t, "fsync", f.sync())
+	}
+	must(t, "close", f.close())
 }
 
 // A mount has uploaded its part of a block when another punches a part of it,
@@ -514,7 +550,7 @@ func TestAPunchMeetsWhatIsAboutToBeCommitted(t *testing.T) {
 			fs.blocks = removed
 			base, err := fs.baseOf(t.Context(), fs.inode(meta.Ino(b.ino)), 0)
 			must(t, "ask for the block", err)
-			fs.meta = &hookMeta{fs.meta, func() {
+			fs.meta = &hookMeta{Meta: fs.meta, before: func() {
 				must(t, "punch", a.fallocate(punchHole|keepSize, 8*unit, unit))
 				must(t, "fsync", a.sync())
 			}}

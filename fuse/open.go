@@ -598,40 +598,36 @@ func nextHole(data spans, from int) int {
 // that may have any.
 func (fs *FS) dataIn(ctx context.Context, in *inode, idx uint32) (spans, uint64, error) {
 	in.mu.Lock()
-	base, known := in.content.base(idx)
-	known = known && (in.content.pend[idx] != nil || fs.leased())
+	ct := &in.content
+	base, known := ct.base(idx)
+	known = known && (ct.pend[idx] != nil || fs.leased())
+	over := ct.over(idx) // before what it is over is asked for: it may get there meanwhile
+	next := ct.next(idx + 1)
+	above := uint64(allBlocks)
+	ct.layered(func(i uint32) {
+		if i > idx {
+			above = min(above, uint64(i))
+		}
+	})
 	in.mu.Unlock()
-	told := uint64(0)
 	if !known {
 		list, end, err := fs.fetchFrom(ctx, in, idx)
 		if err != nil {
 			return nil, 0, err
 		}
-		told, base = end, meta.Block{Index: idx}
+		next, base = end, meta.Block{Index: idx}
 		if len(list) > 0 && list[0].Index == idx {
 			base, list = list[0], list[1:]
 		}
 		if len(list) > 0 {
-			told = uint64(list[0].Index)
+			next = uint64(list[0].Index)
 		}
 	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	ct := &in.content
 	var data spans
-	for _, s := range ct.data(idx, &base) {
+	for _, s := range over(dataOf(&base)) {
 		data = data.add(span{s.lo / meta.HoleUnit * meta.HoleUnit, min(alignUp(s.hi), fs.blockSize())})
 	}
-	next := told
-	if known {
-		next = ct.next(idx + 1)
-	}
-	ct.layered(func(i uint32) {
-		if i > idx {
-			next = min(next, uint64(i))
-		}
-	})
-	return data, next, nil
+	return data, min(next, above), nil
 }
 
 // A closer tells the service of unlinked inodes that are not in use any more.
