@@ -527,9 +527,9 @@ func (c *Client) reopen() *link {
 
 // open makes a connection and opens or resumes the session on it.
 func (c *Client) open(ctx context.Context) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	dialing, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	nc, err := c.cfg.Dial(ctx)
+	nc, err := c.cfg.Dial(dialing)
 	if err != nil {
 		return nil, fmt.Errorf("meta: connect: %w", err)
 	}
@@ -559,40 +559,71 @@ func (c *Client) greet(ctx context.Context, l *link) error {
 	return c.hello(ctx, l, nil)
 }
 
-// hello sends an OpHello for s, or for a new session.
+// helloStep bounds the open files, and the locks, that one OpHello tells of: a mount
+// may have more of them than a frame has room for.
+const helloStep = 10_000
+
+// hello resumes s, or opens a new session.
 func (c *Client) hello(ctx context.Context, l *link, s *session) error {
-	req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version, At: c.at()}
-	if s != nil {
-		req.Session, req.Secret = s.id, s.secret
-	}
+	var inos []Ino
+	var locks []InoLock
 	if c.cfg.Resume != nil && c.Session() != 0 {
-		req.Inos, req.Locks = c.cfg.Resume()
-		if s == nil {
-			req.Locks = nil
-		}
+		inos, locks = c.cfg.Resume()
 	}
-	sent := time.Now()
+	if s == nil {
+		locks = nil // they are lost
+	}
+	for {
+		req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version, At: c.at()}
+		req.Inos, inos = cut(inos, helloStep)
+		req.Locks, locks = cut(locks, helloStep)
+		req.Partial = len(inos)+len(locks) > 0
+		if s != nil {
+			req.Session, req.Secret = s.id, s.secret
+		}
+		sent := time.Now()
+		reply, err := sayHello(ctx, l, req)
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			s = newSession(reply.Session, reply.Secret)
+		}
+		if req.Partial {
+			continue
+		}
+		l.session, l.lease = s, reply.Lease
+		c.mu.Lock()
+		c.session, c.last, c.volume = s, s.id, reply.VolumeInfo
+		c.mu.Unlock()
+		c.extend(sent, reply.Lease)
+		c.hear(sent, reply)
+		return nil
+	}
+}
+
+// sayHello sends an OpHello, and refuses an answer that is of no use.
+func sayHello(ctx context.Context, l *link, req *Request) (*Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
 	reply, err := l.do(ctx, req)
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case reply.Errno != 0:
-		return &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg, Cache: reply.Cache}
+		return nil, &Error{Op: req.Op, Errno: reply.Errno, Msg: reply.Msg, Cache: reply.Cache}
 	case reply.Version == 0 || reply.Version > Version:
-		return fmt.Errorf("the service speaks version %d of the protocol, this client speaks %d", reply.Version, Version)
+		return nil, fmt.Errorf("the service speaks version %d of the protocol, this client speaks %d", reply.Version, Version)
 	case reply.Lease <= 0:
-		return errors.New("the service grants no lease")
+		return nil, errors.New("the service grants no lease")
 	}
-	if s == nil {
-		s = newSession(reply.Session, reply.Secret)
-	}
-	l.session, l.lease = s, reply.Lease
-	c.mu.Lock()
-	c.session, c.last, c.volume = s, s.id, reply.VolumeInfo
-	c.mu.Unlock()
-	c.extend(sent, reply.Lease)
-	c.hear(sent, reply)
-	return nil
+	return reply, nil
+}
+
+// cut splits a list after n elements.
+func cut[T any](list []T, n int) (first, rest []T) {
+	n = min(n, len(list))
+	return list[:n], list[n:]
 }
 
 // at returns what to ask for: the second that the service chose at first, as time

@@ -749,7 +749,8 @@ func (q *Request) fields(b []byte) []byte {
 	b = putUint(b, 35, uint64(q.Version))
 	b = putUint(b, 36, uint64(q.Umask))
 	b = putInt(b, 37, q.At)
-	return putBool(b, 38, q.Delegate)
+	b = putBool(b, 38, q.Delegate)
+	return putBool(b, 39, q.Partial)
 }
 
 func (q *Request) field(num uint64, d *decoder) {
@@ -830,6 +831,8 @@ func (q *Request) field(num uint64, d *decoder) {
 		q.At = d.int64()
 	case 38:
 		q.Delegate = d.bool()
+	case 39:
+		q.Partial = d.bool()
 	}
 }
 

@@ -189,6 +189,8 @@ const (
 	// (0 and "": a new session), Name (of the client, for people), Version (the
 	// newest protocol it speaks), Inos (open files, of a session that is resumed or
 	// was lost), Locks (held, when resuming) -> Session, Secret, Version (to speak), Lease, VolumeInfo.
+	// Partial: there is more than one request should have of Inos and Locks; they are
+	// taken note of, and the session has returned only with a request that is not Partial.
 	// A session that is gone is refused with ESTALE. At (the second since 1970
 	// whose end is to be seen; negative: so many seconds ago): the session is of
 	// the past, where nothing changes. It has no locks. What lies in the future
@@ -402,6 +404,7 @@ type Request struct {
 	Session               uint64
 	Version               uint32
 	At                    int64
+	Partial               bool
 }
 
 // An InoLock is a lock and the inode it is on.

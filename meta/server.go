@@ -107,7 +107,7 @@ func (s *server) shutdown() {
 
 // States of a serverConn.
 const (
-	stateNew      = iota // no OpHello yet
+	stateNew      = iota // no OpHello yet, or one that is Partial
 	stateGreeting        // an OpHello is being answered
 	stateOpen            // and was: all other operations are allowed
 )
@@ -377,6 +377,11 @@ func (c *serverConn) greeted(req *Request, reply *Reply) {
 	defer c.mu.Unlock()
 	if reply.Errno != 0 {
 		c.state = stateNew
+		return
+	}
+	if req.Partial { // the rest has its own time
+		c.state = stateNew
+		c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout))
 		return
 	}
 	c.state = stateOpen

@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -10,8 +11,14 @@ import (
 	"flexfs/meta"
 )
 
-// maxVolumeLocks bounds the advisory locks of a volume: their memory.
-const maxVolumeLocks = 1 << 20
+const (
+	// maxVolumeLocks bounds the advisory locks of a volume: their memory.
+	maxVolumeLocks = 1 << 20
+
+	// maxInodeLocks bounds those of an inode, all of which are looked at for each
+	// that is asked for.
+	maxInodeLocks = 1 << 14
+)
 
 // endOfFile is the End of a lock that reaches to the end of the file.
 const endOfFile = 1<<63 - 1
@@ -112,6 +119,21 @@ func (t *lockTable) test(ino meta.Ino, want held) (held, bool) {
 	return held{}, false
 }
 
+// full refuses one more lock of an inode that, or whose volume, has too many. It is
+// not for those that a session had before: there may be some more, as a release in
+// the middle of one leaves two.
+func (t *lockTable) full(ino meta.Ino) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.count >= maxVolumeLocks {
+		return refuse(syscall.ENOLCK, "the volume has %d locks", t.count)
+	}
+	if l := t.inos[ino]; l != nil && len(l.held) >= maxInodeLocks {
+		return refuse(syscall.ENOLCK, "the file has %d locks", len(l.held))
+	}
+	return nil
+}
+
 // set takes, changes or releases a lock. If it cannot be had now, it returns a
 // waiter if wait is set, else EAGAIN.
 func (t *lockTable) set(ino meta.Ino, want held, wait bool) (*waiter, error) {
@@ -123,9 +145,6 @@ func (t *lockTable) set(ino meta.Ino, want held, wait bool) (*waiter, error) {
 	}
 	l := t.of(ino)
 	if want.typ == syscall.F_UNLCK || l.conflict(&want) == nil {
-		if want.typ != syscall.F_UNLCK && t.count >= maxVolumeLocks {
-			return nil, refuse(syscall.ENOLCK, "the volume has %d locks", t.count)
-		}
 		t.apply(l, want)
 		t.grant(ino)
 		return nil, nil
@@ -147,56 +166,42 @@ func (t *lockTable) set(ino meta.Ino, want held, wait bool) (*waiter, error) {
 	return w, nil
 }
 
-// apply makes want true of the locks of its owner.
+// apply makes want true of the locks of its owner: it cuts what it had of the range,
+// and joins want with what it touches. Locks stay in the order of their starts.
 func (t *lockTable) apply(l *inoLocks, want held) {
-	var next []held
+	n := len(l.held)
+	var cut []held
+	rest := l.held[:0]
 	for _, h := range l.held {
-		if h.owner != want.owner || h.end < want.start || want.end < h.start {
-			next = append(next, h)
-			continue
-		}
-		if h.start < want.start {
-			left := h
-			left.end = want.start - 1
-			next = append(next, left)
-		}
-		if h.end > want.end {
-			right := h
-			right.start = want.end + 1
-			next = append(next, right)
+		alike := h.owner == want.owner && h.typ == want.typ && h.alone == want.alone
+		switch {
+		case alike && h.start <= want.end+1 && want.start <= h.end+1:
+			want.start, want.end = min(want.start, h.start), max(want.end, h.end)
+		case h.owner != want.owner || h.end < want.start || want.end < h.start:
+			rest = append(rest, h)
+		default:
+			left, right := h, h
+			left.end, right.start = want.start-1, want.end+1
+			if h.start < want.start {
+				cut = append(cut, left)
+			}
+			if h.end > want.end {
+				cut = append(cut, right)
+			}
 		}
 	}
 	if want.typ != syscall.F_UNLCK {
-		next = append(next, want)
+		cut = append(cut, want)
 	}
-	slices.SortStableFunc(next, func(a, b held) int {
-		switch {
-		case a.start < b.start:
-			return -1
-		case a.start > b.start:
-			return 1
-		}
-		return 0
-	})
-	next = joined(next)
-	t.count += len(next) - len(l.held)
-	l.held = next
-}
-
-// joined puts together neighbours of one owner and type.
-func joined(locks []held) []held {
-	out := locks[:0]
-	for _, h := range locks {
-		i := slices.IndexFunc(out, func(o held) bool {
-			return o.owner == h.owner && o.typ == h.typ && o.alone == h.alone && o.end+1 == h.start
-		})
-		if i >= 0 {
-			out[i].end = h.end
-			continue
-		}
-		out = append(out, h)
+	for _, h := range cut {
+		i, _ := slices.BinarySearchFunc(rest, h.start+1, func(o held, start uint64) int { return cmp.Compare(o.start, start) })
+		rest = slices.Insert(rest, i, h)
 	}
-	return out
+	if len(rest) < n {
+		clear(l.held[len(rest):]) // they refer to sessions
+	}
+	l.held = rest
+	t.count += len(rest) - n
 }
 
 // grant gives those who wait what they can have now, first come first served.
@@ -395,7 +400,13 @@ func (s *session) setlk(ctx context.Context, req *meta.Request) (*meta.Reply, er
 	if err := s.mayLock(ctx, req); err != nil {
 		return nil, err
 	}
-	w, err := s.v.locks.set(s.in(req.Ino), newHeld(s, &req.Lock), req.Wait)
+	ino := s.in(req.Ino)
+	if req.Lock.Type != syscall.F_UNLCK {
+		if err := s.v.locks.full(ino); err != nil {
+			return nil, err
+		}
+	}
+	w, err := s.v.locks.set(ino, newHeld(s, &req.Lock), req.Wait)
 	if err != nil || w == nil {
 		return &meta.Reply{}, err
 	}

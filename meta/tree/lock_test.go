@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -172,11 +173,70 @@ func TestLocksAreReclaimedAfterARestart(t *testing.T) {
 		try := b.background(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
 		time.Sleep(time.Second)
 		pending(t, try) // a may have had it
+		other := lockReq(f, syscall.F_WRLCK, 1, 20, 29)
+		a.resume(&meta.Request{Partial: true, Locks: []meta.InoLock{{Ino: f, Lock: other.Lock}}})
+		time.Sleep(time.Second)
+		pending(t, try) // and has not told of all yet
 		a.resume(&meta.Request{Locks: []meta.InoLock{{Ino: f, Lock: mine.Lock}}})
 		if r := <-try; r.Errno != syscall.EAGAIN {
 			t.Errorf("%v", r.Errno)
 		}
 	})
+}
+
+// A mount may have more locks and open files than a frame has room for.
+func TestManyLocksAndOpenFilesAreReclaimed(t *testing.T) {
+	const many = 250_000
+	w := newWorld(t)
+	var inos []meta.Ino
+	var locks []meta.InoLock
+	for i := range many {
+		inos = append(inos, meta.Ino(1<<40+i))
+		locks = append(locks, meta.InoLock{Ino: inos[i], Lock: lockReq(0, syscall.F_WRLCK, 1<<60, 1<<50, 1<<51).Lock})
+	}
+	dial := serve(t, w.srv)
+	var line net.Conn
+	c := meta.NewClient(meta.ClientConfig{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			nc, err := dial(ctx)
+			line = nc
+			return nc, err
+		},
+		Token: func() string { return "rw:" }, Volume: testVolume,
+		Resume: func() ([]meta.Ino, []meta.InoLock) { return inos, locks },
+	})
+	if err := c.Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	session := c.Session()
+	line.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := c.Do(ctx, &meta.Request{Op: meta.OpGetattr, Ino: meta.Root}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := w.srv.volume(ctx, testVolume)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := v.locks.count; n != many || c.Session() != session {
+		t.Errorf("session %d, which is %d now, has %d locks, want %d", session, c.Session(), n, many)
+	}
+}
+
+// So that one program does not make the locks of all slow.
+func TestAFileHasSoManyLocks(t *testing.T) {
+	w := newWorld(t)
+	a := w.hello("rw:")
+	f, other := a.file(meta.Root, "f"), a.file(meta.Root, "other")
+	for i := range uint64(maxInodeLocks) {
+		a.ok(lockReq(f, syscall.F_WRLCK, 1, 2*i, 2*i))
+	}
+	a.refused(syscall.ENOLCK, lockReq(f, syscall.F_WRLCK, 1, 1<<40, 1<<40))
+	a.ok(lockReq(other, syscall.F_WRLCK, 1, 1<<40, 1<<40))
+	a.ok(lockReq(f, syscall.F_UNLCK, 1, 2, 2))
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 1<<40, 1<<40))
 }
 
 func TestAGoneConnectionEndsItsWait(t *testing.T) {

@@ -156,7 +156,9 @@ func (srv *Server) hello(ctx context.Context, conn meta.Conn, req *meta.Request)
 	if err != nil {
 		return nil, err
 	}
-	srv.attach(s, conn)
+	if !req.Partial {
+		srv.attach(s, conn)
+	}
 	return v.welcome(s, min(req.Version, version), cached), nil
 }
 
