@@ -12,6 +12,7 @@ import (
 var (
 	testName   = regexp.MustCompile(`\b(?:Test|Benchmark|Fuzz)[A-Z]\w*`)
 	testFunc   = regexp.MustCompile(`(?m)^func (\w+)\(\w+ \*testing\.\w+\)`)
+	tableRow   = regexp.MustCompile(`(?m)^\| (.*?) +\| (.+) \|$`)
 	scriptName = regexp.MustCompile(`\btestdata/script/\w+\.txt\b`)
 )
 
@@ -41,6 +42,43 @@ func TestTheTestsThatDocumentsNameExist(t *testing.T) {
 		t.Errorf("the documents name %d tests only: are they read at all?", named)
 	}
 }
+
+// The tables of docs/semantics.md begin each row with words of the section that has
+// the table's name. A promise that is changed takes its row with it.
+func TestEachRowQuotesTheSentenceItProves(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root(t), "docs", "semantics.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	prose, tables, _ := strings.Cut(string(text), "\n## Tests\n")
+	sections := make(map[string]string)
+	for _, s := range strings.Split(prose, "\n## ")[1:] {
+		title, body, _ := strings.Cut(s, "\n")
+		sections[title] = oneLine(body)
+	}
+	rows := 0
+	for _, table := range strings.Split(tables, "\n### ")[1:] {
+		title, body, _ := strings.Cut(table, "\n")
+		for _, row := range tableRow.FindAllStringSubmatch(body, -1) {
+			if row[1] == "sentence" {
+				continue // the head
+			}
+			rows++
+			if !testName.MatchString(row[2]) {
+				t.Errorf("the table of %q names no test for %q", title, row[1])
+			}
+			if !strings.Contains(sections[title], oneLine(row[1])) {
+				t.Errorf("the table of %q has a row for %q, which the section %[1]q does not say", title, row[1])
+			}
+		}
+	}
+	if rows < 100 {
+		t.Errorf("the tables have %d rows only: are they read at all?", rows)
+	}
+}
+
+// oneLine returns text with single spaces, however its lines are broken.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 func documents(t *testing.T) (files []string) {
 	t.Helper()
