@@ -47,7 +47,7 @@ func (m *gateMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 		m.messages.Add(1)
 	}
 	m.mu.Unlock()
-	if gate != nil && len(parts) > 0 && parts[0].Op.Changes() {
+	if gate != nil && len(parts) > 0 && parts[0].Op.Changes() && parts[0].Op != meta.OpReserve {
 		select {
 		case <-gate:
 		case <-ctx.Done():
@@ -145,6 +145,41 @@ func TestClosesThatDoNotWait(t *testing.T) {
 	}
 	if got := m.sent(); !slices.Equal(got, append(want, "make synced")) {
 		t.Errorf("the service heard of %q", got)
+	}
+}
+
+// If the service stays away closes wait when so many are behind.
+func TestClosesWaitWhenTooManyAreBehind(t *testing.T) {
+	w := newWorld(t)
+	fs, m, dir := w.behindMount()
+	m.close()
+	const all = maxBehind + 2*gatherOps
+	var closed atomic.Int64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range all {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o644); err != nil {
+				t.Errorf("write: %v", err)
+			}
+			closed.Add(1)
+		}
+	}()
+	for before, deadline := int64(-1), time.Now().Add(30*time.Second); time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
+		if n := closed.Load(); n >= maxBehind && n == before {
+			break
+		}
+		before = closed.Load()
+	}
+	if n := closed.Load(); n < maxBehind || n > maxBehind+gatherOps { // a request is on its way
+		t.Errorf("%d files are closed while the service is away, want %d", n, maxBehind)
+	}
+	m.open()
+	<-done
+	must(t, "settle", fs.behind.settle(t.Context(), fs))
+	_, other := w.mount("other", Config{})
+	if list, err := os.ReadDir(filepath.Join(other, "d")); err != nil || len(list) != all+1 {
+		t.Errorf("%d files are there, %v; %d were closed", len(list), err, all+1)
 	}
 }
 

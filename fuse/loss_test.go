@@ -46,6 +46,8 @@ func TestALossIsToldToEveryOpenFileOnce(t *testing.T) {
 	lose()
 	must(t, "close of one that only reads", reader.flush())
 	c := a.again() // nobody was told yet
+	lost("fsync of one that only reads", reader.sync())
+	must(t, "fsync of one that only reads again", reader.sync())
 	lost("fsync", a.sync())
 	must(t, "fsync again", a.sync())
 	must(t, "close", a.flush())
