@@ -6,7 +6,7 @@
 # make bench  measures a mount against the local disk, within twenty minutes; see docs/performance.md
 # make bench-proxy  measures a proxy against nginx, within four minutes
 # make sim    simulates 1,000 mounts and 64 proxies for hours, in minutes
-# make soak   the long tests: random work and faults, an hour each
+# make soak   the long tests: random work and faults, an hour each, and a million files
 # make clean  removes what the others made, except Go's own caches
 
 .PHONY: all build demo test check fuzz bench bench-proxy clean setup library sim soak
@@ -59,7 +59,7 @@ bench-proxy: build
 sim: library
 	$(GO) test -run '^TestSimulation$$' -count 1 -timeout 60m -v ./store/remote -sim.mounts 1000 $(SIMFLAGS)
 
-# Each long test (TestSoak…) in turn, for FLEXFS_SOAK_MINUTES each. A failure is repeated with FLEXFS_SOAK_SEED, which each prints.
+# Each long test (TestSoak…) in turn: random work for FLEXFS_SOAK_MINUTES each, the others until they are done. A failure is repeated with FLEXFS_SOAK_SEED, which each prints.
 # SOAKFLAGS='-run ^TestSoakLocks' chooses.
 soak: export FLEXFS_SOAK_MINUTES ?= 60
 soak: setup

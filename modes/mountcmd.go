@@ -46,7 +46,7 @@ func mountCommand() *cli.Command {
 		boolFlag(&m.ReadOnly, "ro", "mount read-only"),
 		flagOf(&m.At, "atTime", "`TIME` whose state is shown, read-only: 2026-11-01T12:00:00Z, or how long ago that was: 2h, 7d", parseAtTime, formatAtTime),
 		boolFlag(&m.AllowOther, "allowOther", "let all users in, not only the one who mounts; root's mounts do unless --allowOther=false"),
-		boolFlag(&m.NoATime, "noATime", "do not record when files were read"),
+		boolFlag(&m.NoATime, "noATime", "changes nothing, as reads are never recorded; it is there for fstab and mount -o noatime"),
 		boolFlag(&m.NoDev, "noDev", "device files do not open devices"),
 		boolFlag(&m.NoExec, "noExec", "programs on it cannot be run"),
 		boolFlag(&m.NoSUID, "noSUID", "set-user-ID and set-group-ID bits have no effect"),
