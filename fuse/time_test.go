@@ -5,7 +5,48 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flexfs/meta"
 )
+
+// An offMeta is a service whose clock is not that of this machine.
+type offMeta struct {
+	Meta
+	by time.Duration
+}
+
+func (m offMeta) Now() meta.Time { return meta.TimeOf(m.Meta.Now().Time().Add(m.by)) }
+
+// A machine whose clock is an hour ahead gives its files the service's time.
+func TestTimesAreNotThoseOfTheMachine(t *testing.T) {
+	w := newWorld(t)
+	fs := w.newFS("one", Config{})
+	fs.meta = offMeta{fs.meta, -time.Hour}
+	dir := delegated(t, fs, w.mountFS(fs))
+	_, other := w.mount("two", Config{})
+	check := func(what, name string) {
+		t.Helper()
+		info, err := os.Stat(name)
+		must(t, what, err)
+		if ago := time.Since(info.ModTime()); ago < 59*time.Minute || ago > 61*time.Minute {
+			t.Errorf("%s: the file's time is %v ago, want an hour", what, ago)
+		}
+	}
+	name := filepath.Join(dir, "f")
+	f, err := os.Create(name)
+	must(t, "create", err)
+	check("made", name)
+	_, err = f.WriteString("x")
+	must(t, "write", err)
+	check("written", name)
+	must(t, "touch", unix.UtimesNanoAt(unix.AT_FDCWD, name, []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}, 0))
+	check("touched", name)
+	must(t, "close", f.Close())
+	check("closed", name)
+	check("on the other mount", filepath.Join(other, "d", "f"))
+}
 
 // make(1) on several machines: a file that is made after another was has a later time,
 // whoever made it, and no time that a program has seen goes back.

@@ -149,6 +149,31 @@ var attributes = []check{
 		refused(t, "a name without namespace", syscall.Setxattr(name, "a", nil, 0), syscall.EOPNOTSUPP)
 		stat(t, name)
 	}},
+	{name: "trusted extended attributes", root: true, run: func(t *testing.T, dir string) {
+		name := join(dir, "f")
+		write(t, name, "x")
+		if err := syscall.Setxattr(name, "trusted.one", []byte("1"), 0); err == syscall.EOPNOTSUPP || err == syscall.EPERM {
+			t.Skip("this file system has none, or root is not trusted here")
+		} else {
+			do(t, "setxattr", err)
+		}
+		buf := make([]byte, 100)
+		n, err := syscall.Getxattr(name, "trusted.one", buf)
+		do(t, "getxattr", err)
+		same(t, "trusted.one", string(buf[:n]), "1")
+		n, err = syscall.Listxattr(name, buf)
+		do(t, "listxattr", err)
+		if !strings.Contains(string(buf[:n]), "trusted.one\x00") {
+			t.Errorf("it is not listed in %q", buf[:n])
+		}
+		as(1000, 1000, func() {
+			_, err := syscall.Getxattr(name, "trusted.one", make([]byte, 100))
+			refused(t, "getxattr by a user", err, unix.ENODATA)
+		})
+		do(t, "removexattr", syscall.Removexattr(name, "trusted.one"))
+		_, err = syscall.Getxattr(name, "trusted.one", buf)
+		refused(t, "getxattr of one that was removed", err, unix.ENODATA)
+	}},
 	{name: "statfs", run: func(t *testing.T, dir string) {
 		var st syscall.Statfs_t
 		do(t, "statfs", syscall.Statfs(dir, &st))

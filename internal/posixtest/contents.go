@@ -169,7 +169,7 @@ var contents = []check{
 		do(t, "write", err)
 		same(t, "after", string(m[5000:5001]), "X")
 	}},
-	{name: "fallocate extends, punches and zeroes", run: func(t *testing.T, dir string) {
+	{name: "fallocate extends and punches", run: func(t *testing.T, dir string) {
 		name := join(dir, "f")
 		size := 6<<20 + 100
 		want := pattern(size, 7)
@@ -190,12 +190,24 @@ var contents = []check{
 		do(t, "allocate", unix.Fallocate(fd, 0, 0, int64(size+50)))
 		want = append(want, make([]byte, 50)...)
 		equal(t, "extended", []byte(read(t, name)), want)
-		if err := unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE, int64(size-10), 100); err != syscall.EOPNOTSUPP {
+	}},
+	{name: "fallocate zeroes", run: func(t *testing.T, dir string) {
+		name := join(dir, "f")
+		size := 6<<20 + 100
+		want := pattern(size, 7)
+		write(t, name, string(want))
+		fd := int(open(t, name, os.O_RDWR).Fd())
+		if err := unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, 1000, 5<<20); err == syscall.EOPNOTSUPP {
+			t.Skip("this file system cannot zero a range")
+		} else {
 			do(t, "zero", err)
-			clear(want[size-10:])
-			want = append(want, make([]byte, 40)...)
-			equal(t, "zeroed", []byte(read(t, name)), want)
 		}
+		clear(want[1000 : 1000+5<<20])
+		equal(t, "zeroed", []byte(read(t, name)), want)
+		do(t, "zero beyond the end", unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE, int64(size-10), 100))
+		clear(want[size-10:])
+		want = append(want, make([]byte, 90)...)
+		equal(t, "zeroed and extended", []byte(read(t, name)), want)
 	}},
 	{name: "copy_file_range copies", run: func(t *testing.T, dir string) {
 		data := pattern(3<<20, 8)

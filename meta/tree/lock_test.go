@@ -91,9 +91,10 @@ func TestAWaitEndsWhenTheLockIsReleased(t *testing.T) {
 		pending(t, done)
 		a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 4))
 		pending(t, done)
+		start := time.Now()
 		a.ok(lockReq(f, syscall.F_UNLCK, 1, 5, 5))
-		if r := <-done; r.Errno != 0 {
-			t.Errorf("%v", r.Errno)
+		if r := <-done; r.Errno != 0 || time.Since(start) != 0 {
+			t.Errorf("%v, %v after the release", r.Errno, time.Since(start))
 		}
 		a.refused(syscall.EAGAIN, lockReq(f, syscall.F_RDLCK, 1, 5, 5))
 	})
