@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flexfs/meta"
+	"flexfs/meta/tree"
 )
 
 // A silentMeta never answers.
@@ -87,4 +89,34 @@ func TestASignalEndsACallOfAProgram(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("it waits on after a signal")
 	}
+}
+
+// A ticket that ended while admin was away is refused when the mount connects again.
+// That is waited for as a service that is away is.
+func TestCallsWaitForATicketThatIsGood(t *testing.T) {
+	var ended atomic.Bool
+	w := newWorldOf(t, func(c *tree.Config) {
+		authorize := c.Authorize
+		c.Authorize = func(token string) (tree.Grant, error) {
+			if ended.Load() {
+				return tree.Grant{}, errors.New("ticket has expired")
+			}
+			return authorize(token)
+		}
+	})
+	fs := w.newFS("one", Config{})
+	ended.Store(true)
+	must(t, "a call on the connection that there is", fs.do(&fuseops.MkDirOp{Parent: fuseops.RootInodeID, Name: "a", Mode: os.ModeDir | 0o755}))
+	w.breakConnections(func() {})
+	done := make(chan error, 1)
+	go func() {
+		done <- fs.do(&fuseops.MkDirOp{Parent: fuseops.RootInodeID, Name: "b", Mode: os.ModeDir | 0o755})
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("it does not wait: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	ended.Store(false)
+	must(t, "a call that waited", <-done)
 }
