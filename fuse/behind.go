@@ -21,7 +21,8 @@ const (
 	// behindDelay is how long a closed file waits for others.
 	behindDelay = 5 * time.Millisecond
 
-	// maxBehind bounds the files that were closed and not told of.
+	// maxBehind bounds the files that were closed and wait for a request that tells of
+	// them; one more request may be on its way.
 	maxBehind = 2000
 
 	// manyRoom is how many closes may be behind before the volume's limits are
