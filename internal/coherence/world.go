@@ -22,6 +22,7 @@ import (
 	"flexfs/fuse"
 	"flexfs/internal/faultnet"
 	"flexfs/internal/leak"
+	"flexfs/internal/testcluster"
 	"flexfs/meta"
 	"flexfs/meta/engine"
 	"flexfs/meta/tree"
@@ -262,7 +263,8 @@ func (w *World) Crash(percent int, seed uint64) {
 	})
 }
 
-// end ends the service and checks what it kept.
+// end ends the service, and checks what it kept and that the bucket has all that this
+// names.
 func (w *World) end() {
 	w.service.stop()
 	w.service.left.Wait()
@@ -273,6 +275,13 @@ func (w *World) end() {
 	}
 	for _, p := range problems {
 		w.t.Errorf("check: %v", p)
+	}
+	volume, err := store.ParseVolume(volumeID)
+	w.must("parse", err)
+	report, err := testcluster.Account(context.Background(), w.engine, w.bucket, volume)
+	w.t.Log(report)
+	if err != nil {
+		w.t.Errorf("check the bucket: %v", err)
 	}
 	if err := w.engine.Close(); err != nil {
 		w.t.Errorf("close the engine: %v", err)

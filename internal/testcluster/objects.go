@@ -11,6 +11,14 @@ import (
 	"flexfs/store"
 )
 
+// Account holds a volume's bucket against the metadata that an engine has, when
+// nobody is at work any more: whatever is named must be there, and whatever is there
+// must be explained. It removes what nothing names, and reports what it counted.
+func Account(ctx context.Context, e engine.Engine, bucket store.Store, volume store.Volume) (report string, err error) {
+	o := &objects{volume: volume, bucket: bucket, engine: e}
+	return o.account(ctx)
+}
+
 // objects are those of a volume's bucket, to be held against the metadata when
 // nobody is at work any more.
 type objects struct {
