@@ -106,8 +106,9 @@ func (wr *writer) program(most int) error {
 }
 
 // bank has writers on two mounts do n transactions each to one database, and
-// then makes sure that what was committed is there, and nothing by halves.
-func bank(t *testing.T, w *World, mode string, seed uint64, n int, over func() bool) {
+// then makes sure that what was committed is there, and nothing by halves. It
+// returns how many were committed.
+func bank(t *testing.T, w *World, mode string, seed uint64, n int, over func() bool) (committed int) {
 	t.Helper()
 	db := "db-" + strings.ToLower(mode) + fmt.Sprint(seed)
 	if got := sqlite(t, w.Mounts[0].Path(db), "CREATE TABLE t(w,n,part,text); CREATE TABLE sum(n); INSERT INTO sum VALUES(0);"); got != "" {
@@ -147,7 +148,9 @@ func bank(t *testing.T, w *World, mode string, seed uint64, n int, over func() b
 			}
 		}
 		t.Logf("%s, writer %d: %d transactions, %d of them committed", mode, wr.id, wr.next, len(wr.done))
+		committed += len(wr.done)
 	}
+	return committed
 }
 
 // Writers on two mounts, in programs that are killed, lose nothing that was
@@ -225,12 +228,20 @@ func TestSQLiteInWALModeIsOfOneMountAtATime(t *testing.T) {
 	}
 }
 
+// The writers must get on too: they commit 10,000 transactions an hour at the least,
+// the first minute apart.
 func TestSoakSQLite(t *testing.T) {
 	needSQLite(t)
 	s := soak.Start(t)
+	length := time.Until(s.Deadline)
 	w := New(t, Options{Lease: 3 * time.Second})
+	committed := 0
 	for n := uint64(0); !s.Over(); n++ {
 		mode := []string{"DELETE", "TRUNCATE", "PERSIST"}[n%3]
-		t.Run(fmt.Sprint(mode, " ", n), func(t *testing.T) { bank(t, w, mode, s.Seed+n, 500, s.Over) })
+		t.Run(fmt.Sprint(mode, " ", n), func(t *testing.T) { committed += bank(t, w, mode, s.Seed+n, 500, s.Over) })
+	}
+	t.Logf("%d transactions were committed in %v", committed, length.Round(time.Second))
+	if least := int(10_000 * (length - time.Minute).Hours()); committed < least {
+		t.Errorf("%d transactions were committed, want %d at the least", committed, least)
 	}
 }
