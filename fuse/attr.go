@@ -142,9 +142,12 @@ func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 	in.mu.Lock()
 	fresh := rep.Cache && !fs.invals.since(seq, in.ino)
 	was, mine := in.content.blockMap, fresh && rep.Attr.Data == in.attr.Data+1
+	end := in.attr.Size
 	in.learn(&rep.Attr, nil, fresh)
-	if mine { // nobody else changed it: what was known of its blocks is, cut
-		was.cut(size, uint64(fs.blockSize()))
+	if mine { // nobody else changed it: what was known of its blocks is, cut, and beyond its end there are none
+		bs := uint64(fs.blockSize())
+		was.cut(size, bs)
+		was.known = was.known.add(span{int((end + bs - 1) / bs), allBlocks})
 		in.content.blockMap = was
 		in.content.learnSize(size)
 	}
