@@ -48,7 +48,6 @@ func TestCopyCompletesThoughServersAreKilled(t *testing.T) {
 		}
 		sameTree(t, src, dst, nil)
 	}
-	w.check()
 }
 
 // waitFor waits for a command, and kills it when the time is over.
@@ -89,7 +88,6 @@ func TestClosedFilesSurviveTheKillOfTheMount(t *testing.T) {
 		sameTree(t, src, dst, closed)
 		t.Logf("%d files were closed before the kill", len(closed))
 	}
-	w.check()
 }
 
 // With --writeBehind some of the files that were closed last may be missing after a
@@ -148,7 +146,6 @@ func TestWhatWasClosedBehindIsThereInOrder(t *testing.T) {
 			t.Errorf("%d files are there", n)
 		}
 	}
-	w.check()
 }
 
 // copyTree copies files, noting each when its close has returned.

@@ -66,7 +66,6 @@ func TestSoakMountsAndServersAreKilled(t *testing.T) {
 	h.sample()
 	t.Logf("%d rounds on files, %d changes of trees, %d kills and stops; the most memory of a process was %d MiB, the most descriptors %d",
 		k.rounds.Load(), k.changes.Load(), h.harms, h.memory>>20, h.fds)
-	w.check()
 }
 
 // TestWorkersOfASoak is a process of its own. A program that starts another one

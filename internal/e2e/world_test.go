@@ -63,6 +63,7 @@ type world struct {
 	proxies []string        // their names
 	lines   []*faultnet.Net // to the proxies, if the shape says so
 	meta    *faultnet.Net   // to the metadata service, if the shape says so
+	bucket  *sink           // nil: a folder
 	disks   []*powercut.Disk
 
 	adminAddr, creds, mountToken string
@@ -103,7 +104,7 @@ func newWorldOf(t *testing.T, s shape) *world {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("no /dev/fuse")
 	}
-	w := &world{t: t, dir: t.TempDir(), procs: map[string]*proc{}, lab: s.spaces}
+	w := &world{t: t, dir: t.TempDir(), procs: map[string]*proc{}, lab: s.spaces, bucket: s.bucket}
 	w.mount = filepath.Join(w.dir, "mnt")
 	if err := os.Mkdir(w.path("bucket"), 0o755); err != nil {
 		t.Fatal(err)
@@ -364,12 +365,15 @@ func (w *world) stop(name string) {
 	}
 }
 
-// end ends what runs, the last started first, and shows the logs if the test
-// failed.
+// end ends what runs, the last started first, verifies what is left, and shows the
+// logs if the test failed.
 func (w *world) end() {
 	lines := w.lines
 	if w.meta != nil {
 		lines = append(lines, w.meta)
+	}
+	if w.bucket != nil {
+		w.bucket.set(w.t, faultnet.Line{})
 	}
 	for _, n := range lines {
 		defer n.Close()
@@ -388,10 +392,28 @@ func (w *world) end() {
 			syscall.Unmount(dir, syscall.MNT_DETACH)
 		}
 	}
+	w.check()
 	for _, name := range w.order {
 		if log, _ := os.ReadFile(w.path(name + ".log")); w.t.Failed() {
 			w.t.Logf("log of %s:\n%s", name, log[max(0, len(log)-20_000):])
 		}
+	}
+}
+
+// check verifies the metadata, whose service has ended, and that the bucket has all
+// that it names: mounts have stored what was written before they end, and proxies
+// have uploaded it. A test that failed may have killed one that had not.
+func (w *world) check() {
+	args := []string{"meta", "check", "--dbFolder", w.path("admin")}
+	if !w.t.Failed() {
+		args = append(args, "--blocks")
+	}
+	began := time.Now()
+	if _, err := w.flexfsWithin(5*time.Minute, args...); err != nil {
+		w.t.Error(err)
+	}
+	if took := time.Since(began); took > time.Second {
+		w.t.Logf("the check took %v", took)
 	}
 }
 
@@ -420,7 +442,11 @@ func (w *world) flexfs(args ...string) []byte {
 }
 
 func (w *world) tryFlexfs(args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	return w.flexfsWithin(patience, args...)
+}
+
+func (w *world) flexfsWithin(limit time.Duration, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := w.lab.commandContext(ctx, "admin", program, args...)
 	cmd.Env = append(os.Environ(), "HOME="+w.path("home"), "FLEXFS_CREDS_FILE="+w.path("admin", "credentials.json"))
@@ -456,14 +482,4 @@ func (w *world) tokenFile(object string, id any) string {
 		w.t.Fatal(err)
 	}
 	return name
-}
-
-// check stops the metadata service, runs its fsck, and starts it again.
-func (w *world) check() {
-	w.t.Helper()
-	w.stop("admin")
-	if out, err := w.tryFlexfs("meta", "check", "--dbFolder", w.path("admin")); err != nil {
-		w.t.Errorf("%v\n%s", err, out)
-	}
-	w.again("admin")
 }
