@@ -186,14 +186,14 @@ func (w *world) line(addr string) *faultnet.Net {
 }
 
 // addMount mounts the volume once more, in the folder dir, which it makes.
-func (w *world) addMount(name, dir string) {
+func (w *world) addMount(name, dir string, flags ...string) {
 	w.t.Helper()
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		w.t.Fatal(err)
 	}
 	w.dirs = append(w.dirs, dir)
-	w.start(name, w.works(name, dir), append([]string{"mount", "--foreground", "--adminAddr", w.adminAddr, "--tokenFile", w.mountToken, "--credsFile", w.creds,
-		"v", dir}, w.mountFlags...)...)
+	args := []string{"mount", "--foreground", "--adminAddr", w.adminAddr, "--tokenFile", w.mountToken, "--credsFile", w.creds, "v", dir}
+	w.start(name, w.works(name, dir), slices.Concat(args, w.mountFlags, flags)...)
 }
 
 func (w *world) path(elem ...string) string {
