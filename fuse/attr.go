@@ -84,7 +84,9 @@ func (c *call) setattr(in *inode, req *meta.Request) error {
 		return nil
 	}
 	in.mu.Lock()
-	in.keepTimes(req)
+	if in.keepTimes(req); req.Set&(meta.SetAtime|meta.SetMtime) != 0 {
+		in.content.writes++ // a commit that is on its way does not have them
+	}
 	in.mu.Unlock()
 	seq := fs.invals.now()
 	rep, err := c.do(req)
@@ -113,8 +115,9 @@ func (in *inode) keepTimes(req *meta.Request) {
 	}
 }
 
-// truncate makes the file size bytes long, and clears set-id bits as kill says.
-func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
+// truncate makes the file size bytes long, and does what else with says: it clears
+// set-id bits, or leaves a file that is longer as it is.
+func (c *call) truncate(in *inode, size uint64, with meta.SetMask) error {
 	fs := c.fs
 	if size > meta.MaxSize {
 		return syscall.EFBIG
@@ -129,7 +132,10 @@ func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 	if err := in.waitUploads(c.wait()); err != nil {
 		return err
 	}
-	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize | kill}
+	if err := in.lostLock(); err != nil { // while it waited
+		return err
+	}
+	req := &meta.Request{Op: meta.OpSetattr, Ino: in.ino, Set: meta.SetSize | with}
 	req.Attr.Size = size
 	seq := fs.invals.now()
 	rep, err := c.do(req)
@@ -144,14 +150,17 @@ func (c *call) truncate(in *inode, size uint64, kill meta.SetMask) error {
 	was, mine := in.content.blockMap, fresh && rep.Attr.Data == in.attr.Data+1
 	end := in.attr.Size
 	in.learn(&rep.Attr, nil, fresh)
-	if mine { // nobody else changed it: what was known of its blocks is, cut, and beyond its end there are none
+	size = rep.Attr.Size // another mount may have made it larger
+	if mine {            // nobody else changed it: what was known of its blocks is, cut, and beyond its end there are none
 		bs := uint64(fs.blockSize())
 		was.cut(size, bs)
 		was.known = was.known.add(span{int((end + bs - 1) / bs), allBlocks})
 		in.content.blockMap = was
 		in.content.learnSize(size)
 	}
-	fs.cut(in, size)
+	if with&meta.SetGrow == 0 {
+		fs.cut(in, size)
+	}
 	if in.content.wrote {
 		in.content.mtime = rep.Attr.Mtime
 	}
@@ -199,7 +208,7 @@ func (fs *FS) cut(in *inode, size uint64) {
 		}
 	}
 	ct.end = min(ct.end, size)
-	if len(ct.dirty)+len(ct.pend) == 0 {
+	if len(ct.dirty)+len(ct.up)+len(ct.pend) == 0 {
 		ct.wrote, ct.end, ct.carry = false, 0, 0
 	}
 	ct.run = appendRun{}

@@ -159,6 +159,9 @@ func (c *call) cloneBlocks(r *copying, blocks uint32, n uint64) error {
 		return err
 	}
 	defer in.unlock()
+	if err := in.lostLock(); err != nil {
+		return err
+	}
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{
 		Op: meta.OpClone, Ino: r.from.ino, Index: uint32(r.off / bs), Ino2: in.ino, Index2: uint32(r.dst / bs),

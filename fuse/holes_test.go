@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -480,23 +481,36 @@ func TestTheLargestFileIsSparse(t *testing.T) {
 	}
 }
 
-// hookMeta does something once.
+// hookMeta does something once, before or after a request of a kind is done.
 type hookMeta struct {
 	Meta
-	before func() // the next commit
-	after  func() // the next answer about blocks
+	mu            sync.Mutex
+	op            meta.Op
+	before, after func()
+}
+
+func (h *hookMeta) set(op meta.Op, before, after func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.op, h.before, h.after = op, before, after
+}
+
+func (h *hookMeta) run(op meta.Op, what *func()) {
+	h.mu.Lock()
+	f := *what
+	if f == nil || op != h.op {
+		f = func() {}
+	} else {
+		*what = nil
+	}
+	h.mu.Unlock()
+	f()
 }
 
 func (h *hookMeta) Do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
-	if f := h.before; f != nil && req.Op == meta.OpCommit {
-		h.before = nil
-		f()
-	}
+	h.run(req.Op, &h.before)
 	reply, err := h.Meta.Do(ctx, req)
-	if f := h.after; f != nil && req.Op == meta.OpBlocks {
-		h.after = nil
-		f()
-	}
+	h.run(req.Op, &h.after)
 	return reply, err
 }
 
@@ -517,10 +531,10 @@ func TestASeekFindsWhatIsCommittedMeanwhile(t *testing.T) {
 		in.mu.Unlock()
 		must(t, "write", f.writeAt(pattern(testBlockSize, 1), testBlockSize))
 		asked := false
-		hook.after = func() {
+		hook.set(meta.OpBlocks, nil, func() {
 			asked = true
 			must(t, "fsync", f.sync())
-		}
+		})
 		if at, err := f.seek(from*testBlockSize, seekData); at != testBlockSize || err != nil || !asked {
 			t.Errorf("data from %d on is at %d, want %d (%v); asked: %t", from*testBlockSize, at, testBlockSize, err, asked)
 		}
@@ -550,7 +564,7 @@ func TestAPunchMeetsWhatIsAboutToBeCommitted(t *testing.T) {
 			fs.blocks = removed
 			base, err := fs.baseOf(t.Context(), fs.inode(meta.Ino(b.ino)), 0)
 			must(t, "ask for the block", err)
-			fs.meta = &hookMeta{Meta: fs.meta, before: func() {
+			fs.meta = &hookMeta{Meta: fs.meta, op: meta.OpCommit, before: func() {
 				must(t, "punch", a.fallocate(punchHole|keepSize, 8*unit, unit))
 				must(t, "fsync", a.sync())
 			}}

@@ -170,6 +170,11 @@ func (in *inode) loseLocks() bool {
 func (in *inode) lostLock() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	return in.lostLockLocked()
+}
+
+// lostLockLocked is lostLock with in.mu held.
+func (in *inode) lostLockLocked() error {
 	if len(in.lost) > 0 {
 		return syscall.EIO
 	}

@@ -273,12 +273,11 @@ func (fs *FS) untold(in *inode, m *making, err error) error {
 	}
 	fs.log.Warn("a file could not be made, and what was written to it is lost", "name", m.name, "ino", in.ino, "err", err)
 	fs.full.Store(fs.full.Load() || e == syscall.ENOSPC)
-	fs.discard(in)
+	fs.discard(in, err)
 	in.mu.Lock()
 	in.making = nil
 	in.gone = true
 	in.attr.Nlink = 0
-	in.lose(err)
 	in.mu.Unlock()
 	m.dir.mu.Lock()
 	delete(m.dir.unmade, m.name)

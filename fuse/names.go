@@ -375,7 +375,7 @@ func (fs *FS) unlinked(attr *meta.Attr, cache bool, seq uint64) {
 	}
 	in.mu.Unlock()
 	if closed {
-		fs.discard(in)
+		fs.discard(in, nil)
 		fs.cleaned(in)
 		fs.closes.add(attr.Ino)
 	}

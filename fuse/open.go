@@ -208,7 +208,7 @@ func (fs *FS) closed(in *inode) {
 		return
 	}
 	if gone {
-		fs.discard(in)
+		fs.discard(in, nil)
 		fs.cleaned(in)
 	} else if dirty {
 		fs.poke()
@@ -415,10 +415,10 @@ func (c *call) extend(in *inode, size uint64) error {
 	if size <= is {
 		return nil
 	}
-	if err := c.sync(in); err != nil { // truncate is not to cut what is being written beyond
+	if err := c.sync(in); err != nil { // what was appended is not to be moved beyond
 		return err
 	}
-	return c.truncate(in, size, 0)
+	return c.truncate(in, size, meta.SetGrow)
 }
 
 // zero makes the bytes from..to zeros, as far as the file reaches. Whole blocks
@@ -437,11 +437,14 @@ func (c *call) zero(in *inode, from, to uint64) error {
 		return nil
 	}
 	first := (from + bs - 1) / bs
-	last := to / bs
-	if to >= size { // the last block, too, has nothing that must stay
-		last = (size + bs - 1) / bs
-		to = last * bs
+	if err := in.lostLockLocked(); err != nil {
+		in.mu.Unlock()
+		return err
 	}
+	if end := (size + bs - 1) / bs * bs; to > end { // another mount may be appending to the last block, but beyond what is asked
+		to = end
+	}
+	last := to / bs
 	fs.punchLocked(in, from, to, first, last)
 	in.content.note(0, 0, false, fs.meta.Now())
 	needless := first >= last || in.valid && in.content.complete() && len(in.content.within(uint32(first), uint32(last))) == 0 && fs.leased()
@@ -495,6 +498,9 @@ func (c *call) punch(in *inode, first, last uint32) error {
 		return err
 	}
 	defer in.unlock()
+	if err := in.lostLock(); err != nil { // while it waited
+		return err
+	}
 	seq := fs.invals.now()
 	rep, err := c.do(&meta.Request{Op: meta.OpPunch, Ino: in.ino, Index: first, Index2: last})
 	if err != nil {

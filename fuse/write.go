@@ -27,12 +27,14 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 	} else if off+uint64(len(p)) > meta.MaxSize {
 		return syscall.EFBIG
 	}
-	if err := in.lostLock(); err != nil {
-		return err
-	}
 	in.mu.Lock()
 	have := int64(0)
 	for {
+		if err := in.lostLockLocked(); err != nil { // also while it waited
+			in.mu.Unlock()
+			fs.budget.release(have)
+			return err
+		}
 		if app {
 			if off = in.appendAt(); off+uint64(len(p)) > meta.MaxSize {
 				in.mu.Unlock()
@@ -461,10 +463,7 @@ func (fs *FS) flush(ctx context.Context, in *inode) error {
 		case final(e):
 			fs.log.Warn("written data was refused and is lost", "ino", in.ino, "err", err)
 			fs.full.Store(fs.full.Load() || e == syscall.ENOSPC)
-			fs.discard(in)
-			in.mu.Lock()
-			in.lose(err)
-			in.mu.Unlock()
+			fs.discard(in, err)
 			fs.cleaned(in)
 			return err
 		default:
@@ -938,17 +937,18 @@ func (fs *FS) discardLocked(in *inode) {
 	if !wrote {
 		return
 	}
-	fs.discard(in)
-	in.mu.Lock()
-	in.lose(syscall.EIO)
-	in.mu.Unlock()
+	fs.discard(in, syscall.EIO)
 	fs.log.Warn("data written under a lock that is lost is given up", "ino", in.ino)
 }
 
-// discard gives up what was written and not committed.
-func (fs *FS) discard(in *inode) {
+// discard gives up what was written and not committed. Who has the file open is
+// told why, unless that is nil.
+func (fs *FS) discard(in *inode, why error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if why != nil {
+		in.lose(why)
+	}
 	ct := &in.content
 	for _, d := range ct.dirty {
 		fs.budget.release(d.free())

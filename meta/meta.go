@@ -365,6 +365,7 @@ const (
 	SetMtime
 	SetKillPriv // clear setuid, and setgid if group-executable, as a write by an ordinary user does
 	SetKillSgid // clear setgid; also in an OpSetxattr of an access ACL by somebody who is not in the group
+	SetGrow     // with SetSize: a file that is larger stays so
 )
 
 // A Request is one operation. Which fields count is said at each Op; the others

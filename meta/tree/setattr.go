@@ -13,8 +13,10 @@ func (s *session) setattr(ctx context.Context, req *meta.Request) (*meta.Reply, 
 		if req.Attr.Size > meta.MaxSize {
 			return nil, refuse(syscall.EFBIG, "a file of %d bytes", req.Attr.Size)
 		}
-		if err := s.cutSteps(ctx, req); err != nil {
-			return nil, err
+		if req.Set&meta.SetGrow == 0 {
+			if err := s.cutSteps(ctx, req); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return s.change(ctx, req, []meta.Ino{s.in(req.Ino)}, func(c *change) (*meta.Reply, error) {
@@ -23,11 +25,15 @@ func (s *session) setattr(ctx context.Context, req *meta.Request) (*meta.Reply, 
 			return nil, err
 		}
 		if req.Set&meta.SetSize != 0 {
-			if err := c.resize(in, req.Attr.Size); err != nil {
+			size := req.Attr.Size
+			if req.Set&meta.SetGrow != 0 {
+				size = max(size, in.Size)
+			}
+			if err := c.resize(in, size); err != nil {
 				return nil, err
 			}
 		}
-		if err := c.setAttr(in, req.Set&^meta.SetSize, &req.Attr); err != nil {
+		if err := c.setAttr(in, req.Set&^(meta.SetSize|meta.SetGrow), &req.Attr); err != nil {
 			return nil, err
 		}
 		c.touch(in)
