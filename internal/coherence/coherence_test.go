@@ -69,11 +69,19 @@ func (p *Player) fault(step int) {
 // Random seeds for as long as is asked for, with and without faults.
 func TestSoakCoherence(t *testing.T) {
 	s := soak.Start(t)
+	seeds, lost := 0, 0
 	for n := uint64(0); !s.Over(); n++ {
 		seed := s.Seed + n
+		seeds++
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			w := New(t, Options{Lease: 3 * time.Second})
 			p := NewPlayer(t, w, seed)
+			p.session = w.sessions()
+			defer func() {
+				if t.Skipped() {
+					lost++
+				}
+			}()
 			for step := 0; step < 1000 && !s.Over(); step++ {
 				if seed%2 == 0 {
 					p.fault(step)
@@ -82,5 +90,9 @@ func TestSoakCoherence(t *testing.T) {
 			}
 			p.End()
 		})
+	}
+	t.Logf("%d seeds; a session was lost in %d", seeds, lost)
+	if lost >= 2 && 20*lost > seeds {
+		t.Errorf("%d of %d seeds tell nothing", lost, seeds)
 	}
 }

@@ -35,6 +35,10 @@ type Player struct {
 	ctime map[id]unix.Timespec
 	paths []string       // all that there are, in the model
 	muted sync.WaitGroup // of lines that are not open again yet
+
+	// session, if it is not empty, is the mounts' sessions: it is no failure if
+	// something is not as it should be after one of them was lost.
+	session string
 }
 
 // A slot is a place for an open file.
@@ -84,6 +88,9 @@ func (p *Player) release() {
 func (p *Player) fail(format string, args ...any) {
 	p.t.Helper()
 	p.release()
+	if now := p.w.sessions(); p.session != "" && now != p.session {
+		p.t.Skipf("%s, but a session was lost: %s, now %s", fmt.Sprintf(format, args...), p.session, now)
+	}
 	p.t.Fatalf("%s\nafter\n%s", fmt.Sprintf(format, args...), strings.Join(p.Log[max(0, len(p.Log)-25):], "\n"))
 }
 
