@@ -77,10 +77,11 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	in.ask(lock, uint64(op.Handle))
 	// First without waiting: that is all that most need.
 	_, err := c.do(req)
-	if op.Wait && refusal(err) == syscall.EAGAIN {
+	excluded := refusal(err) == syscall.EAGAIN
+	if op.Wait && excluded {
 		err = c.waitForLock(req)
 	}
-	in.asked(lock, err)
+	in.asked(lock, excluded, err)
 	return err
 }
 
@@ -122,17 +123,19 @@ func (in *inode) ask(lock meta.Lock, handle uint64) {
 	in.owners[lock.Owner] = handle
 }
 
-// asked notes what came of it. A lock whose request was not answered may be held
+// asked notes what came of it; excluded: at first another had a lock that excludes
+// it, for which a flock(2) gives up what there was. One that is refused for another
+// reason, as ENOLCK, changes nothing. A lock whose request was not answered may be held
 // all the same, and so may one that was waited for in vain: it may have been
 // granted while that was told.
-func (in *inode) asked(lock meta.Lock, err error) {
+func (in *inode) asked(lock meta.Lock, excluded bool, err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	owner := ownerOf(&lock)
 	if in.asking[owner]--; in.asking[owner] == 0 {
 		delete(in.asking, owner)
 	}
-	if err != nil && lock.Flock { // the service has taken what there was
+	if err != nil && lock.Flock && (excluded || !answered(err)) { // it may not be held any more
 		gone := lock
 		gone.Type = syscall.F_UNLCK
 		in.locks = applyLock(in.locks, gone)

@@ -18,6 +18,10 @@ const (
 	// maxInodeLocks bounds those of an inode, all of which are looked at for each
 	// that is asked for.
 	maxInodeLocks = 1 << 14
+
+	// spareLocks is how many times as many there may be for those that a session had
+	// before, and for a release in the middle of one, which leaves two.
+	spareLocks = 2
 )
 
 // endOfFile is the End of a lock that reaches to the end of the file.
@@ -56,6 +60,17 @@ func (h *held) excludes(other *held) bool {
 	return h.flock == other.flock && h.owner != other.owner &&
 		(h.typ == syscall.F_WRLCK || other.typ == syscall.F_WRLCK) &&
 		h.start <= other.end && other.start <= h.end
+}
+
+// joins tells whether h becomes a part of want, its owner's next.
+func (h *held) joins(want *held) bool {
+	return h.owner == want.owner && h.typ == want.typ && h.alone == want.alone &&
+		h.start <= want.end+1 && want.start <= h.end+1
+}
+
+// isCutBy tells whether want, which h does not join, takes some of its range.
+func (h *held) isCutBy(want *held) bool {
+	return h.owner == want.owner && h.start <= want.end && want.start <= h.end
 }
 
 // A waiter is a lock that is waited for.
@@ -119,24 +134,31 @@ func (t *lockTable) test(ino meta.Ino, want held) (held, bool) {
 	return held{}, false
 }
 
-// full refuses one more lock of an inode that, or whose volume, has too many. It is
-// not for those that a session had before: there may be some more, as a release in
-// the middle of one leaves two.
-func (t *lockTable) full(ino meta.Ino) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.count >= maxVolumeLocks {
+// full refuses what makes more locks of an inode that, or whose volume, has times as
+// many as it may. A change of what an owner has makes no more.
+func (t *lockTable) full(l *inoLocks, want *held, times int) error {
+	inode, volume := len(l.held) >= times*maxInodeLocks, t.count >= times*maxVolumeLocks
+	switch {
+	case !inode && !volume || l.growth(want) <= 0:
+		return nil
+	case volume:
 		return refuse(syscall.ENOLCK, "the volume has %d locks", t.count)
 	}
-	if l := t.inos[ino]; l != nil && len(l.held) >= maxInodeLocks {
-		return refuse(syscall.ENOLCK, "the file has %d locks", len(l.held))
-	}
-	return nil
+	return refuse(syscall.ENOLCK, "the file has %d locks", len(l.held))
 }
 
 // set takes, changes or releases a lock. If it cannot be had now, it returns a
-// waiter if wait is set, else EAGAIN.
+// waiter if wait is set, else EAGAIN. If there are too many it returns ENOLCK, and
+// what there was stays.
 func (t *lockTable) set(ino meta.Ino, want held, wait bool) (*waiter, error) {
+	if want.typ == syscall.F_UNLCK {
+		return t.setIn(ino, want, wait, spareLocks)
+	}
+	return t.setIn(ino, want, wait, 1)
+}
+
+// setIn is set where there may be times as many locks as there should be.
+func (t *lockTable) setIn(ino meta.Ino, want held, wait bool, times int) (*waiter, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	defer t.tidy(ino)
@@ -144,6 +166,9 @@ func (t *lockTable) set(ino meta.Ino, want held, wait bool) (*waiter, error) {
 		return nil, errNoSession
 	}
 	l := t.of(ino)
+	if err := t.full(l, &want, times); err != nil {
+		return nil, err
+	}
 	if want.typ == syscall.F_UNLCK || l.conflict(&want) == nil {
 		t.apply(l, want)
 		t.grant(ino)
@@ -166,21 +191,44 @@ func (t *lockTable) set(ino meta.Ino, want held, wait bool) (*waiter, error) {
 	return w, nil
 }
 
+// growth returns how many locks more there would be after apply.
+func (l *inoLocks) growth(want *held) int {
+	n := 0
+	if want.typ != syscall.F_UNLCK {
+		n++
+	}
+	for i := range l.held {
+		h := &l.held[i]
+		if h.joins(want) {
+			n--
+		} else if h.isCutBy(want) {
+			n--
+			if h.start < want.start {
+				n++
+			}
+			if h.end > want.end {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // apply makes want true of the locks of its owner: it cuts what it had of the range,
 // and joins want with what it touches. Locks stay in the order of their starts.
 func (t *lockTable) apply(l *inoLocks, want held) {
 	n := len(l.held)
 	var cut []held
 	rest := l.held[:0]
-	for _, h := range l.held {
-		alike := h.owner == want.owner && h.typ == want.typ && h.alone == want.alone
+	for i := range l.held {
+		h := &l.held[i]
 		switch {
-		case alike && h.start <= want.end+1 && want.start <= h.end+1:
+		case h.joins(&want):
 			want.start, want.end = min(want.start, h.start), max(want.end, h.end)
-		case h.owner != want.owner || h.end < want.start || want.end < h.start:
-			rest = append(rest, h)
+		case !h.isCutBy(&want):
+			rest = append(rest, *h)
 		default:
-			left, right := h, h
+			left, right := *h, *h
 			left.end, right.start = want.start-1, want.end+1
 			if h.start < want.start {
 				cut = append(cut, left)
@@ -291,13 +339,12 @@ func (t *lockTable) release(s *session) {
 }
 
 // reclaim gives a session a lock that it had.
-func (t *lockTable) reclaim(s *session, ino meta.Ino, lock meta.Lock) {
+func (t *lockTable) reclaim(s *session, ino meta.Ino, lock meta.Lock) error {
 	if checkLock(&lock) != nil || lock.Type == syscall.F_UNLCK {
-		return
+		return nil
 	}
-	if _, err := t.set(ino, newHeld(s, &lock), false); err != nil {
-		s.v.srv.cfg.Log.Warn("a lock could not be given back", "volume", s.v.id, "session", s.id, "ino", ino, "err", err)
-	}
+	_, err := t.setIn(ino, newHeld(s, &lock), false, spareLocks)
+	return err
 }
 
 func (s *session) isEnded() bool {
@@ -400,13 +447,7 @@ func (s *session) setlk(ctx context.Context, req *meta.Request) (*meta.Reply, er
 	if err := s.mayLock(ctx, req); err != nil {
 		return nil, err
 	}
-	ino := s.in(req.Ino)
-	if req.Lock.Type != syscall.F_UNLCK {
-		if err := s.v.locks.full(ino); err != nil {
-			return nil, err
-		}
-	}
-	w, err := s.v.locks.set(ino, newHeld(s, &req.Lock), req.Wait)
+	w, err := s.v.locks.set(s.in(req.Ino), newHeld(s, &req.Lock), req.Wait)
 	if err != nil || w == nil {
 		return &meta.Reply{}, err
 	}

@@ -1,10 +1,13 @@
 package tree
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -238,6 +241,86 @@ func TestAFileHasSoManyLocks(t *testing.T) {
 	a.ok(lockReq(other, syscall.F_WRLCK, 1, 1<<40, 1<<40))
 	a.ok(lockReq(f, syscall.F_UNLCK, 1, 2, 2))
 	a.ok(lockReq(f, syscall.F_WRLCK, 1, 1<<40, 1<<40))
+}
+
+// A change of what one has is not one lock more.
+func TestALockCanBeChangedInAFullFile(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.hello("rw:"), w.hello("rw:")
+	f := a.file(meta.Root, "f")
+	flock := func(typ uint32, owner uint64) *meta.Request {
+		req := lockReq(f, typ, owner, 0, 0)
+		req.Lock.Flock = true
+		return req
+	}
+	a.ok(flock(syscall.F_RDLCK, 1))
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 1000, 1009))
+	w.fillLocks(a, f, maxInodeLocks)
+	b.refused(syscall.ENOLCK, flock(syscall.F_RDLCK, 2))
+	a.refused(syscall.ENOLCK, lockReq(f, syscall.F_WRLCK, 1, 20, 29))
+	a.refused(syscall.ENOLCK, lockReq(f, syscall.F_RDLCK, 1, 4, 5))
+	a.ok(flock(syscall.F_WRLCK, 1))
+	b.refused(syscall.ENOLCK, flock(syscall.F_RDLCK, 2))
+	a.ok(flock(syscall.F_RDLCK, 1))
+	a.ok(lockReq(f, syscall.F_RDLCK, 1, 0, 9))
+	a.ok(lockReq(f, syscall.F_RDLCK, 1, 0, 19)) // it grows, and is one still
+	a.ok(lockReq(f, syscall.F_UNLCK, 1, 5, 5))
+	a.ok(lockReq(f, syscall.F_UNLCK, 1, 0, 4))
+}
+
+// fillLocks gives c locks of f, up to n of all owners.
+func (w *world) fillLocks(c *client, f meta.Ino, n int) {
+	v := w.srv.volumes[testVolume]
+	s := v.sessions[c.id]
+	l := v.locks.of(s.in(f))
+	for i := uint64(len(l.held)); i < uint64(n); i++ {
+		h := newHeld(s, &meta.Lock{Type: syscall.F_WRLCK, Owner: 77, Start: 1<<30 + 2*i, End: 1<<30 + 2*i})
+		l.held = append(l.held, h)
+		v.locks.count++
+	}
+}
+
+// Each release in the middle of a lock leaves two, and those that a client says it had
+// are as many as it likes to say.
+func TestNobodyMakesLocksWithoutEnd(t *testing.T) {
+	w := newWorld(t)
+	var log bytes.Buffer
+	w.srv.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	a := w.hello("rw:")
+	f, other := a.file(meta.Root, "f"), a.file(meta.Root, "other")
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 1<<20))
+	locks := &w.srv.volumes[testVolume].locks
+	l := locks.of(f)
+	few := func(ino meta.Ino) []meta.InoLock {
+		var few []meta.InoLock
+		for i := range uint64(20) {
+			few = append(few, meta.InoLock{Ino: ino, Lock: lockReq(0, syscall.F_WRLCK, 2, 1<<40+2*i, 1<<40+2*i).Lock})
+		}
+		return few
+	}
+	w.fillLocks(a, f, 2*maxInodeLocks-10)
+	if r := a.resume(&meta.Request{Partial: true, Locks: few(f)}); r.Errno != 0 {
+		t.Fatal(r.Errno)
+	}
+	if n := len(l.held); n != 2*maxInodeLocks {
+		t.Errorf("a hello made %d locks of an inode, want %d", n, 2*maxInodeLocks)
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("the log tells of it %d times:\n%s", n, log.String())
+	}
+	if r := a.resume(&meta.Request{}); r.Errno != 0 {
+		t.Fatal(r.Errno)
+	}
+	a.refused(syscall.ENOLCK, lockReq(f, syscall.F_UNLCK, 1, 10, 10))
+	a.ok(lockReq(f, syscall.F_UNLCK, 1, 0, 10))
+	a.ok(lockReq(f, syscall.F_UNLCK, 77, 0, endOfFile))
+	a.ok(lockReq(f, syscall.F_UNLCK, 1, 20, 20))
+	locks.count = 2*maxVolumeLocks - 10
+	a.resume(&meta.Request{Locks: few(other)})
+	if n := locks.count; n != 2*maxVolumeLocks {
+		t.Errorf("a hello made %d locks of a volume, want %d", n, 2*maxVolumeLocks)
+	}
 }
 
 func TestAGoneConnectionEndsItsWait(t *testing.T) {

@@ -285,8 +285,14 @@ func (v *volume) reclaim(ctx context.Context, s *session, req *meta.Request) err
 	if err := v.keepOpen(ctx, s, inos); err != nil {
 		return err
 	}
+	lost, why := 0, error(nil)
 	for _, l := range req.Locks {
-		v.locks.reclaim(s, s.in(l.Ino), l.Lock)
+		if err := v.locks.reclaim(s, s.in(l.Ino), l.Lock); err != nil {
+			lost, why = lost+1, err
+		}
+	}
+	if lost > 0 {
+		v.srv.cfg.Log.Warn("locks could not be given back", "volume", v.id, "session", s.id, "locks", lost, "err", why)
 	}
 	return nil
 }
