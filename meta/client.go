@@ -555,6 +555,9 @@ func (c *Client) greet(ctx context.Context, l *link) error {
 			return err
 		}
 		c.lose(s)
+		if l.partial {
+			return err // the next session begins on a connection of its own
+		}
 	}
 	return c.hello(ctx, l, nil)
 }
@@ -573,6 +576,9 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 	if s == nil {
 		locks = nil // they are lost
 	}
+	if c.cfg.At != 0 {
+		inos, locks = nil, nil // the past stays as it is
+	}
 	for {
 		req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version, At: c.at()}
 		req.Inos, inos = cut(inos, helloStep)
@@ -590,6 +596,7 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 			s = newSession(reply.Session, reply.Secret)
 		}
 		if req.Partial {
+			l.partial = true
 			continue
 		}
 		l.session, l.lease = s, reply.Lease

@@ -190,7 +190,8 @@ const (
 	// newest protocol it speaks), Inos (open files, of a session that is resumed or
 	// was lost), Locks (held, when resuming) -> Session, Secret, Version (to speak), Lease, VolumeInfo.
 	// Partial: there is more than one request should have of Inos and Locks; they are
-	// taken note of, and the session has returned only with a request that is not Partial.
+	// taken note of, and the session has returned only with a request that is not Partial,
+	// the next or a later one of the same connection, which names the session.
 	// A session that is gone is refused with ESTALE. At (the second since 1970
 	// whose end is to be seen; negative: so many seconds ago): the session is of
 	// the past, where nothing changes. It has no locks. What lies in the future

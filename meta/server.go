@@ -126,6 +126,8 @@ type serverConn struct {
 
 	mu     sync.Mutex
 	state  int
+	hellos int                           // that came
+	part   uint64                        // the session of an answered OpHello that is Partial; 0: none was
 	active int                           // unanswered requests that do not wait
 	waits  map[uint64]context.CancelFunc // unanswered waiting locks
 	idle   time.Duration                 // silence after which the client is taken for dead
@@ -301,8 +303,9 @@ func (c *serverConn) admit(h header, req *Request) (context.Context, func(), err
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case req.Op == OpHello && c.state == stateNew:
+	case req.Op == OpHello && c.mayGreet(req):
 		c.state = stateGreeting
+		c.hellos++
 	case req.Op == OpHello || c.state != stateOpen:
 		return nil, nil, fmt.Errorf("meta: unexpected %v", req.Op)
 	}
@@ -323,6 +326,16 @@ func (c *serverConn) admit(h header, req *Request) (context.Context, func(), err
 		defer c.mu.Unlock()
 		c.active--
 	}, nil
+}
+
+// maxHellos bounds the OpHello of a connection. Clients tell of 10,000 open files and
+// 10,000 locks in each that is Partial, so of ten million.
+const maxHellos = 1000
+
+// mayGreet reports whether an OpHello is allowed now: after one that was Partial only
+// the next of that session is. The caller holds c.mu.
+func (c *serverConn) mayGreet(req *Request) bool {
+	return c.state == stateNew && c.hellos < maxHellos && (c.part == 0 || c.part == req.Session)
 }
 
 // admitWait is admit for a waiting lock. The caller holds c.mu.
@@ -379,15 +392,16 @@ func (c *serverConn) greeted(req *Request, reply *Reply) {
 		c.state = stateNew
 		return
 	}
+	if reply.Version == 0 {
+		reply.Version = min(req.Version, Version)
+	}
 	if req.Partial { // the rest has its own time
 		c.state = stateNew
+		c.part = reply.Session
 		c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout))
 		return
 	}
 	c.state = stateOpen
-	if reply.Version == 0 {
-		reply.Version = min(req.Version, Version)
-	}
 	c.idle = max(handshakeTimeout, 3*reply.Lease)
 	c.nc.SetReadDeadline(time.Now().Add(c.idle))
 }
