@@ -102,6 +102,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	link    *link         // nil while there is no connection
+	links   uint32        // that were made
 	lostAt  time.Time     // when the last one was lost; zero while there is one
 	changed chan struct{} // closed when link changes
 	session *session      // nil: there is none to resume
@@ -534,6 +535,10 @@ func (c *Client) open(ctx context.Context) (*link, error) {
 		return nil, fmt.Errorf("meta: connect: %w", err)
 	}
 	l := newLink(c, nc)
+	c.mu.Lock()
+	c.links++
+	l.number = c.links
+	c.mu.Unlock()
 	c.wg.Go(l.run)
 	if err := c.greet(ctx, l); err != nil {
 		l.close(err)
@@ -580,7 +585,7 @@ func (c *Client) hello(ctx context.Context, l *link, s *session) error {
 		inos, locks = nil, nil // the past stays as it is
 	}
 	for {
-		req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version, At: c.at()}
+		req := &Request{Op: OpHello, Token: c.cfg.Token(), Volume: c.cfg.Volume, Name: c.cfg.Name, Version: Version, At: c.at(), Seq: l.number}
 		req.Inos, inos = cut(inos, helloStep)
 		req.Locks, locks = cut(locks, helloStep)
 		req.Partial = len(inos)+len(locks) > 0

@@ -17,6 +17,7 @@ type link struct {
 	client  *Client
 	session *session      // set by the greeting
 	lease   time.Duration // likewise
+	number  uint32        // of the client's connections, from 1
 	partial bool          // an OpHello that is Partial was answered
 	heard   atomic.Int64  // when the last frame came, ns after client.epoch
 	pushes  sync.WaitGroup

@@ -191,7 +191,9 @@ const (
 	// was lost), Locks (held, when resuming) -> Session, Secret, Version (to speak), Lease, VolumeInfo.
 	// Partial: there is more than one request should have of Inos and Locks; they are
 	// taken note of, and the session has returned only with a request that is not Partial,
-	// the next or a later one of the same connection, which names the session.
+	// the next or a later one of the same connection, which names the session. Seq grows
+	// with each connection of a client: a request with a smaller one than the session had
+	// comes too late and is refused with ECONNABORTED.
 	// A session that is gone is refused with ESTALE. At (the second since 1970
 	// whose end is to be seen; negative: so many seconds ago): the session is of
 	// the past, where nothing changes. It has no locks. What lies in the future
@@ -374,7 +376,7 @@ const (
 type Request struct {
 	Op   Op
 	Slot uint16 // see Seq
-	Seq  uint32 // in a change: number within Slot, from 1; a repeated number gets the first answer
+	Seq  uint32 // in a change: number within Slot, from 1; a repeated number gets the first answer. See OpHello, too
 
 	Ino, Ino2      Ino
 	Name, Name2    string

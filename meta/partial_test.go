@@ -49,11 +49,15 @@ func TestAClientWithManyLocksSaysHelloInParts(t *testing.T) {
 			t.Errorf("in session %d, which was %d: %v", c.Session(), session, err)
 		}
 		var partial []bool
+		var seq []uint32
 		for _, req := range told.hellos {
-			partial = append(partial, req.Partial)
+			partial, seq = append(partial, req.Partial), append(seq, req.Seq)
 		}
 		if want := []bool{false, true, true, false}; !slices.Equal(partial, want) || told.locks != 25_000 {
 			t.Errorf("it told of %d locks in hellos that were partial %v", told.locks, partial)
+		}
+		if want := []uint32{1, 2, 2, 2}; !slices.Equal(seq, want) {
+			t.Errorf("the hellos are of connections %v, want %v", seq, want)
 		}
 	})
 }
@@ -79,8 +83,13 @@ func TestASessionThatEndsWhileItIsResumedIsLost(t *testing.T) {
 		if err := makeName(ctx, c, "a"); err != nil || c.Session() == session || lost != 1 {
 			t.Errorf("in session %d, which was %d, lost %d times: %v", c.Session(), session, lost, err)
 		}
-		if told.locks != 20_000 {
-			t.Errorf("it told of %d locks, want 20000", told.locks)
+		var seq []uint32
+		for _, req := range told.hellos {
+			seq = append(seq, req.Seq)
+		}
+		// Its open files are two parts.
+		if want := []uint32{1, 2, 2, 3, 3}; !slices.Equal(seq, want) || told.locks != 20_000 {
+			t.Errorf("the hellos are of connections %v, want %v; %d locks", seq, want, told.locks)
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -320,6 +321,70 @@ func TestNobodyMakesLocksWithoutEnd(t *testing.T) {
 	a.resume(&meta.Request{Locks: few(other)})
 	if n := locks.count; n != 2*maxVolumeLocks {
 		t.Errorf("a hello made %d locks of a volume, want %d", n, 2*maxVolumeLocks)
+	}
+}
+
+// What a connection told before the client came back on another is not true any more.
+func TestALockThatWasGivenUpIsNotReclaimedByAnEarlierConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var slow atomic.Bool
+		slowed := make(chan struct{})
+		w := newWorld(t)
+		w.onWait = func() {
+			if slow.CompareAndSwap(true, false) {
+				<-slowed
+			}
+		}
+		w.start()
+		a, b := w.hello("rw:"), w.hello("rw:")
+		f := a.file(meta.Root, "f")
+		mine := []meta.InoLock{{Ino: f, Lock: lockReq(f, syscall.F_WRLCK, 1, 0, 9).Lock}}
+		a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+		hello := func(seq uint32, inos ...meta.Ino) *meta.Request {
+			return &meta.Request{
+				Op: meta.OpHello, Version: 1, Token: "rw:", Session: a.id, Secret: a.secret, Seq: seq, Inos: inos, Locks: mine,
+			}
+		}
+		slow.Store(true)
+		first := a.background(hello(1, f)) // it is slow to note the open files, the locks come then
+		synctest.Wait()
+		a.conn = &fakeConn{name: "the next"}
+		second := a.background(hello(2))
+		synctest.Wait()
+		back := len(second) > 0
+		if back {
+			a.ok(lockReq(f, syscall.F_UNLCK, 1, 0, 9))
+		}
+		close(slowed)
+		<-first
+		if r := <-second; r.Errno != 0 {
+			t.Fatal(r.Errno)
+		}
+		if !back {
+			a.ok(lockReq(f, syscall.F_UNLCK, 1, 0, 9))
+		}
+		late := w.srv.ServeMeta(t.Context(), &fakeConn{name: "late"}, hello(1))
+		if late.Errno != syscall.ECONNABORTED {
+			t.Errorf("a hello of an earlier connection: %v", late.Errno)
+		}
+		b.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 9))
+		a.ok(&meta.Request{Op: meta.OpPing})
+	})
+}
+
+// Who waits for an answer no more has no lock from then on.
+func TestAGoneConnectionReclaimsNoMore(t *testing.T) {
+	w := newWorld(t)
+	a := w.hello("rw:")
+	f := a.file(meta.Root, "f")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := w.srv.ServeMeta(ctx, a.conn, &meta.Request{
+		Op: meta.OpHello, Version: 1, Token: "rw:", Session: a.id, Secret: a.secret,
+		Locks: []meta.InoLock{{Ino: f, Lock: lockReq(f, syscall.F_WRLCK, 1, 0, 9).Lock}},
+	})
+	if n := w.srv.volumes[testVolume].locks.count; n != 0 || r.Errno == 0 {
+		t.Errorf("it has %d locks, and is answered %v", n, r.Errno)
 	}
 }
 

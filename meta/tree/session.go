@@ -31,6 +31,11 @@ type session struct {
 
 	slots [slots]slot
 
+	// greeting has an element while a hello that resumes the session is dealt with.
+	// No lock is held by who waits for it.
+	greeting chan struct{}
+	greeted  uint32 // the Seq of the last; guarded by greeting
+
 	// run is held for reading while a transaction of the session runs, and for
 	// writing while it ends: so nothing is stored for it after its end.
 	run   sync.RWMutex
@@ -61,7 +66,7 @@ type sessionRecord struct {
 func (v *volume) newSession(id uint64, rec sessionRecord) *session {
 	s := &session{
 		v: v, id: id, secret: rec.Secret, name: rec.Name, root: rec.Root, at: rec.At, write: rec.Write && rec.At == 0,
-		contact: time.Now(), changed: make(chan struct{}), waits: make(map[uint64]context.CancelFunc),
+		contact: time.Now(), changed: make(chan struct{}), waits: make(map[uint64]context.CancelFunc), greeting: make(chan struct{}, 1),
 		holds: make(map[meta.Ino]struct{}), delegations: make(map[meta.Ino]struct{}),
 	}
 	for i := range s.slots {
@@ -143,23 +148,17 @@ func (srv *Server) hello(ctx context.Context, conn meta.Conn, req *meta.Request)
 	if err != nil {
 		return nil, err
 	}
-	var s *session
-	cached := false
 	if req.Session != 0 {
-		s, cached, err = v.resume(ctx, conn, req, grant)
-	} else {
-		s, err = v.begin(ctx, req, grant)
-		if err == nil && len(req.Inos) > 0 && s.at == 0 { // of a session that was lost
-			err = v.reclaim(ctx, s, &meta.Request{Inos: req.Inos})
-		}
+		return v.resume(ctx, conn, req, grant)
+	}
+	s, err := v.begin(ctx, req, grant)
+	if err == nil && len(req.Inos) > 0 && s.at == 0 { // of a session that was lost
+		err = v.reclaim(ctx, s, &meta.Request{Inos: req.Inos})
 	}
 	if err != nil {
 		return nil, err
 	}
-	if !req.Partial {
-		srv.attach(s, conn)
-	}
-	return v.welcome(s, min(req.Version, version), cached), nil
+	return v.welcome(conn, s, req, false), nil
 }
 
 // begin opens a session, of now or of the past.
@@ -177,10 +176,14 @@ func (v *volume) begin(ctx context.Context, req *meta.Request, grant Grant) (*se
 	return v.openSession(ctx, rec)
 }
 
-func (v *volume) welcome(s *session, version uint32, cached bool) *meta.Reply {
+// welcome answers a hello. The session is back with one that is not Partial.
+func (v *volume) welcome(conn meta.Conn, s *session, req *meta.Request, cached bool) *meta.Reply {
+	if !req.Partial {
+		v.srv.attach(s, conn)
+	}
 	cfg := v.config.Load()
 	return &meta.Reply{
-		Session: s.id, Secret: s.secret, Version: version, Lease: v.srv.cfg.Lease, Cache: cached, Time: meta.TimeOf(time.Now()),
+		Session: s.id, Secret: s.secret, Version: min(req.Version, version), Lease: v.srv.cfg.Lease, Cache: cached, Time: meta.TimeOf(time.Now()),
 		VolumeInfo: meta.Volume{
 			ID: v.id, Name: cfg.Name, BlockSize: v.blockSize, InlineMax: cfg.InlineMax, ReadOnly: s.readOnly(), At: s.at,
 		},
@@ -249,30 +252,44 @@ func (srv *Server) durable(commit engine.Commit) error {
 	return err
 }
 
-// resume returns the session that a client had. cached tells that what the
-// client was told may still be cached: this server knows of it.
-func (v *volume) resume(ctx context.Context, conn meta.Conn, req *meta.Request, grant Grant) (s *session, cached bool, err error) {
+// resume answers a client that had a session. One hello at a time, and none of a
+// connection before that of the last: it tells of locks that the client may have
+// given up since.
+func (v *volume) resume(ctx context.Context, conn meta.Conn, req *meta.Request, grant Grant) (*meta.Reply, error) {
+	gone := refuse(syscall.ESTALE, "session %d has ended", req.Session)
 	v.mu.Lock()
-	s = v.sessions[req.Session]
+	s := v.sessions[req.Session]
 	v.mu.Unlock()
 	if s == nil || subtle.ConstantTimeCompare([]byte(s.secret), []byte(req.Secret)) != 1 {
-		return nil, false, refuse(syscall.ESTALE, "session %d has ended", req.Session)
+		return nil, gone
 	}
+	select {
+	case s.greeting <- struct{}{}:
+		defer func() { <-s.greeting }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if req.Seq < s.greeted {
+		return nil, refuse(syscall.ECONNABORTED, "session %d has said hello on a later connection", s.id)
+	}
+	s.greeted = req.Seq
 	if time.Now().After(s.leaseEnd()) {
 		if err := v.end(s, "its lease had ended when it returned"); err != nil {
-			return nil, false, err
+			return nil, err
 		}
-		return nil, false, refuse(syscall.ESTALE, "session %d has ended", req.Session)
+		return nil, gone
 	}
 	s.mu.Lock()
 	s.contact = time.Now()
 	s.write = grant.Write && s.at == 0
-	cached = s.fresh || s.at != 0
+	cached := s.fresh || s.at != 0 // this server knows what the client was told
 	s.mu.Unlock()
-	if s.at != 0 {
-		return s, cached, nil
+	if s.at == 0 {
+		if err := v.reclaim(ctx, s, req); err != nil {
+			return nil, err
+		}
 	}
-	return s, cached, v.reclaim(ctx, s, req)
+	return v.welcome(conn, s, req, cached), nil
 }
 
 // reclaim takes note of the open files and the locks of a client that resumes.
@@ -287,6 +304,9 @@ func (v *volume) reclaim(ctx context.Context, s *session, req *meta.Request) err
 	}
 	lost, why := 0, error(nil)
 	for _, l := range req.Locks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if err := v.locks.reclaim(s, s.in(l.Ino), l.Lock); err != nil {
 			lost, why = lost+1, err
 		}
