@@ -180,3 +180,103 @@ func TestWhatIsUploadedWhileTheSizeChangesIsCommitted(t *testing.T) {
 	}
 	must(t, "close", f.close())
 }
+
+// What is appended to a file without a name, which is then allocated.
+func TestAllocateMovesNothingOfAnUnlinkedFile(t *testing.T) {
+	p := newPair(t, newWorld(t))
+	f := p.open(nil)
+	app, err := os.OpenFile(f.Name(), os.O_RDWR|os.O_APPEND, 0)
+	must(t, "open", err)
+	defer app.Close()
+	must(t, "unlink", os.Remove(f.Name()))
+	_, err = app.WriteString("AAAAAAAA")
+	must(t, "append", err)
+	must(t, "fallocate", unix.Fallocate(int(app.Fd()), 0, 0, 100))
+	must(t, "sync", app.Sync())
+	b := make([]byte, 200)
+	n, err := f.ReadAt(b, 0)
+	if n != 100 || string(b[:8]) != "AAAAAAAA" {
+		t.Errorf("%q", b[:n])
+	}
+}
+
+// A file without a name is open on two mounts, written and closed on one.
+func TestAnUnlinkedFileIsSharedByThoseWhoHaveItOpen(t *testing.T) {
+	for _, by := range []string{"here", "there"} {
+		t.Run(by, func(t *testing.T) {
+			p := newPair(t, newWorld(t))
+			f := p.open([]byte("........"))
+			g, err := os.OpenFile(filepath.Join(p.there, "f"), os.O_RDWR, 0)
+			must(t, "open there", err)
+			defer g.Close()
+			dir := p.here
+			if by == "there" {
+				dir = p.there
+			}
+			must(t, "unlink", os.Remove(filepath.Join(dir, "f")))
+			must(t, "flock", syscall.Flock(int(f.Fd()), syscall.LOCK_EX))
+			_, err = f.WriteAt([]byte("AAAAAAAA"), 0)
+			must(t, "write", err)
+			must(t, "unlock", syscall.Flock(int(f.Fd()), syscall.LOCK_UN))
+			must(t, "flock there", syscall.Flock(int(g.Fd()), syscall.LOCK_EX))
+			b := make([]byte, 8)
+			_, err = g.ReadAt(b, 0)
+			must(t, "read", err)
+			if string(b) != "AAAAAAAA" {
+				t.Errorf("after the lock: %q", b)
+			}
+			must(t, "unlock", syscall.Flock(int(g.Fd()), syscall.LOCK_UN))
+			must(t, "close", f.Close())
+			g.ReadAt(b, 0)
+			if string(b) != "AAAAAAAA" {
+				t.Errorf("after the close: %q", b)
+			}
+		})
+	}
+}
+
+// The session ends between the grant of a lock and its note here.
+func TestALockThatIsLostBeforeItIsNotedIsNotHeld(t *testing.T) {
+	w := newShortWorld(t)
+	fs := w.newFS("one", Config{})
+	p := &pair{t: t, hook: &hookMeta{Meta: fs.meta}}
+	fs.meta = p.hook
+	p.here = w.mountFS(fs)
+	_, p.there = w.mount("two", Config{})
+	f := p.open([]byte("........"))
+	p.hook.set(meta.OpSetlk, nil, func() { w.loseSessions(fs) })
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != syscall.EIO {
+		t.Errorf("lock: %v", err)
+	}
+	g, err := os.OpenFile(filepath.Join(p.there, "f"), os.O_RDWR, 0)
+	must(t, "open", err)
+	defer g.Close()
+	must(t, "lock elsewhere", syscall.Flock(int(g.Fd()), syscall.LOCK_EX|syscall.LOCK_NB))
+	if _, err := f.WriteAt([]byte("A"), 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("write: %v", err)
+	}
+	must(t, "close", f.Close())
+	must(t, "write after a close", os.WriteFile(filepath.Join(p.here, "f"), nil, 0o644))
+}
+
+// A file is cut, and written anew, elsewhere while it is read here. (If the kernel
+// reads it for its cache, a program gets zeros instead of what is not there any more.)
+func TestAReadOfAFileThatIsCutMeanwhileHasNoZeros(t *testing.T) {
+	w := newWorldOf(t, noInline)
+	there := w.newFS("two", Config{}).createTest(t, "f")
+	must(t, "write", there.writeAt(pattern(3*testBlockSize, 1), 0))
+	must(t, "fsync", there.sync())
+	fs := w.newFS("one", Config{})
+	hook := &hookMeta{Meta: fs.meta}
+	fs.meta = hook
+	f := fs.openTest(t, "f")
+	hook.set(meta.OpBlocks, func() {
+		must(t, "truncate", there.truncate(0))
+		must(t, "write", there.writeAt([]byte("yyyy"), 0))
+		must(t, "fsync", there.sync())
+	}, nil)
+	if got, err := f.readAt(100_000, 0); string(got) != "yyyy" {
+		t.Errorf("%d bytes are read, %d of them zeros (%v)", len(got), bytes.Count(got, []byte{0}), err)
+	}
+	must(t, "close", errors.Join(f.close(), there.close()))
+}

@@ -45,6 +45,7 @@ func (v *volume) release(s *session, ino meta.Ino) {
 	}
 	delete(s.holds, ino)
 	remove(v.holders, ino, s)
+	v.notices++ // it may change now, unnoticed, before it is held again
 }
 
 // callBack tells one session what it must no longer believe, over whatever
@@ -166,7 +167,7 @@ func (v *volume) trim(ctx context.Context, s *session) {
 	}
 	v.mu.Unlock()
 	for step := range slices.Chunk(some, trimStep) {
-		v.callBack(ctx, s, step)
+		v.askBack(ctx, s, step)
 	}
 	v.mu.Lock()
 	s.trimming = false

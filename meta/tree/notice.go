@@ -19,8 +19,9 @@ import (
 // hold some of them it is not committed; they are called back, with no inode
 // locked, and it runs again.
 type notice struct {
-	v *volume
-	s *session // whose change it is
+	v    *volume
+	s    *session // whose change it is
+	only *session // not nil: nothing changes, but this session returns something
 
 	marks []meta.Ino // of which v.changing has this notice
 	told  map[tolding]bool
@@ -87,8 +88,7 @@ func (n *notice) need(invals []meta.Inval) error {
 	}
 	for _, inval := range invals {
 		if !slices.Contains(n.marks, inval.Ino) {
-			n.marks = append(n.marks, inval.Ino)
-			n.v.changing[inval.Ino] = append(n.v.changing[inval.Ino], n)
+			n.mark(inval.Ino)
 		}
 	}
 	if len(tasks) == 0 {
@@ -113,6 +113,26 @@ func (n *notice) tell(u *untold) {
 	wg.Wait()
 }
 
+// askBack has a session return what it has of some inodes, though nothing changes.
+// What it asks for before its answer is here it may not cache, and does not get
+// delegated: the answer does not tell whether it still has that.
+func (v *volume) askBack(ctx context.Context, s *session, invals []meta.Inval) {
+	n := &notice{v: v, only: s}
+	v.mu.Lock()
+	for i := range invals {
+		n.mark(invals[i].Ino)
+	}
+	v.mu.Unlock()
+	defer n.done()
+	v.callBack(ctx, s, invals)
+}
+
+// mark notes that an inode is going to change, or to be returned. v.mu is held.
+func (n *notice) mark(ino meta.Ino) {
+	n.marks = append(n.marks, ino)
+	n.v.changing[ino] = append(n.v.changing[ino], n)
+}
+
 // done lets others cache again what was changed: the change is visible, or is not
 // going to be made.
 func (n *notice) done() {
@@ -133,7 +153,9 @@ func (n *notice) done() {
 	}
 }
 
-// noticesDone counts the notices that are over.
+// noticesDone counts the notices that are over, and the inodes that were released:
+// what was read before the next of them may not be true any more though the inode
+// is held.
 func (v *volume) noticesDone() uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -146,13 +168,13 @@ func (v *volume) askedMeanwhile(s *session, ino meta.Ino) bool {
 	return slices.ContainsFunc(v.changing[ino], func(n *notice) bool { return n.asked[asking{s, ino}] })
 }
 
-// unchanging reports whether no other session is changing inodes, so that s may
-// cache them. v.mu is held.
+// unchanging reports whether no other session is changing inodes, and s is not
+// returning them, so that s may cache them. v.mu is held.
 func (v *volume) unchanging(s *session, inos []meta.Ino) bool {
 	ok := true
 	for _, ino := range inos {
 		for _, n := range v.changing[ino] {
-			if n.s != s {
+			if n.s != s && (n.only == nil || n.only == s) {
 				if n.asked == nil {
 					n.asked = make(map[asking]bool)
 				}
