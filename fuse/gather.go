@@ -3,6 +3,7 @@ package fuse
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"flexfs/meta"
@@ -41,8 +42,8 @@ const (
 	gatherOps = 48
 )
 
-// do is Meta.Do for a change that may go with others. If ctx ends first the change
-// may go on. See orderKey.
+// do is Meta.Do for a change that may go with others. If ctx ends while the change
+// is under way it may be done all the same. See orderKey.
 func (g *gatherer) do(ctx context.Context, req *meta.Request) (*meta.Reply, error) {
 	placed, ordered := ctx.Value(orderKey{}).(func())
 	if !ordered {
@@ -74,8 +75,16 @@ func (g *gatherer) do(ctx context.Context, req *meta.Request) (*meta.Reply, erro
 	case <-w.done:
 		return w.reply, w.err
 	case <-ctx.Done():
+		g.forget(w)
 		return nil, fmt.Errorf("fuse: %v: %w", req.Op, context.Cause(ctx))
 	}
+}
+
+// forget takes a change out of the queue, if it is there.
+func (g *gatherer) forget(w *gathered) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.queue = slices.DeleteFunc(slices.Clone(g.queue), func(q *gathered) bool { return q == w })
 }
 
 // hold has the changes of flushInOrder wait until release is called, so that they
