@@ -18,7 +18,8 @@ type inode struct {
 	lookups uint64       // the kernel's references; guarded by FS.mu
 	paged   atomic.Int64 // counts what gave the kernel pages of it
 	unpaged atomic.Int64 // what paged was when the kernel began to drop them, for the last time that it did
-	aside   atomic.Bool  // it was read with O_DIRECT, or a map of such an open file was: paged does not say
+	aside   atomic.Int64 // counts reads with O_DIRECT: those for a map of such an open file give pages, too
+	unaside atomic.Int64 // what aside was, likewise
 	calls   atomic.Int32 // of a directory: operations in it that are not answered
 	trusted atomic.Int64 // counts how often the kernel was given attributes that it may believe
 	taken   atomic.Int64 // what trusted was when it began to forget them, for the last time that it did
@@ -51,7 +52,7 @@ type inode struct {
 	ahead     bool                   // fetched ahead, and no program has looked at it yet
 	parent    meta.Ino               // where it was found last
 	name      string
-	pages     uint64 // version of the contents that the kernel's pages have
+	pages     uint64 // version of the contents that the kernel's pages have, or an older one
 	content   content
 }
 

@@ -3,6 +3,7 @@ package fuse
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"flexfs/meta"
@@ -214,15 +215,44 @@ func (fs *FS) forgetAttrs(in *inode) bool {
 // maps, and for changes that leave the mtime. It is waited for because the kernel
 // ignores attributes that it asks for meanwhile.
 func (fs *FS) forgetPages(in *inode) {
-	paged := in.paged.Load()
-	if paged <= in.unpaged.Load() && !in.aside.Swap(false) {
+	if !in.mayHavePages() {
 		return
 	}
 	select {
 	case <-fs.stalePages.add(fs, in.ino):
-		raise(&in.unpaged, paged)
 	case <-time.After(pagePatience):
 	}
+}
+
+// mayHavePages reports whether the kernel may have pages of a file, or be asking
+// for some.
+func (in *inode) mayHavePages() bool {
+	return in.paged.Load() > in.unpaged.Load() || in.aside.Load() > in.unaside.Load()
+}
+
+// givesPages counts, in paged or aside, a call that gives the kernel pages of a file.
+func (in *inode) givesPages(count *atomic.Int64) {
+	if !in.mayHavePages() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		if !in.mayHavePages() {
+			in.pages = in.attr.Data
+		}
+	}
+	count.Add(1)
+}
+
+// dropPages makes the kernel forget an inode's pages, and notes that it has none but
+// those that it asks for meanwhile. It waits for reads that are under way.
+func (fs *FS) dropPages(ino meta.Ino) {
+	in := fs.known(ino)
+	if in == nil {
+		return // nor does the kernel know it
+	}
+	paged, aside := in.paged.Load(), in.aside.Load()
+	fs.kernel.Pages(ino)
+	raise(&in.unpaged, paged)
+	raise(&in.unaside, aside)
 }
 
 func (fs *FS) invalKernel(in *inode, v *meta.Inval) {
@@ -282,7 +312,7 @@ func (q *pageQueue) work(fs *FS) {
 		if done == nil {
 			return
 		}
-		fs.kernel.Pages(ino)
+		fs.dropPages(ino)
 		close(done)
 	}
 }

@@ -89,10 +89,20 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 	op.Handle = fs.addHandle(in, flags)
 	op.UseDirectIO = flags&syscall.O_APPEND != 0
 	in.mu.Lock()
-	op.KeepPageCache = in.valid && in.pages == in.attr.Data && in.attr.Data != 0
-	in.pages = in.attr.Data
+	op.KeepPageCache = in.keepPages()
 	in.mu.Unlock()
 	return nil
+}
+
+// keepPages says whether the kernel may keep its pages of a file that is being
+// opened. Else it drops them before the call ends, and nobody can kill who waits
+// there for a read of another that waits for the bucket. So it is not told to drop
+// pages where it has none: those that it asks for from now on are not older than
+// what is opened. in.mu is held.
+func (in *inode) keepPages() bool {
+	keep := !in.mayHavePages() || in.valid && in.pages == in.attr.Data && in.attr.Data != 0
+	in.pages = in.attr.Data
+	return keep
 }
 
 // tryOpen counts an open file, if what is known of it may be believed.
@@ -225,9 +235,9 @@ func (c *call) readFile(op *fuseops.ReadFileOp) error {
 		return err
 	}
 	if uint32(op.OpenFlags)&syscall.O_DIRECT == 0 {
-		h.in.paged.Add(1)
-	} else if !h.in.aside.Load() {
-		h.in.aside.Store(true)
+		h.in.givesPages(&h.in.paged)
+	} else {
+		h.in.givesPages(&h.in.aside)
 	}
 	data, n, err := c.read(h.in, &h.stream, uint64(op.Offset), int(op.Size))
 	if err != nil {
@@ -258,7 +268,7 @@ func (c *call) writeFile(op *fuseops.WriteFileOp) error {
 	}
 	direct := flags&syscall.O_DIRECT != 0 && !op.FromCache
 	if !direct {
-		h.in.paged.Add(1)
+		h.in.givesPages(&h.in.paged)
 	}
 	if err := c.write(h.in, uint64(op.Offset), op.Data, app); err != nil {
 		return err
@@ -292,17 +302,15 @@ const maxPageDrops = maxBackground / 2
 // the times: who hears of new ones later than another does not wait for that one's
 // dropping. That is all that is done if reads take long, or for too many writes.
 func (c *call) wroteBelowPages(in *inode) {
-	fs, paged := c.fs, in.paged.Load()
-	if paged <= in.unpaged.Load() {
+	fs := c.fs
+	if in.paged.Load() <= in.unpaged.Load() {
 		return
 	}
 	dropped := fs.stalePages.add(fs, in.ino)
 	defer fs.pageDrops.Add(-1)
 	if fs.pageDrops.Add(1) > maxPageDrops || !c.await(dropped) {
 		fs.forgetAttrs(in)
-		return
 	}
-	raise(&in.unpaged, paged)
 }
 
 // raise makes a at least n.
