@@ -3,6 +3,7 @@ package fuse
 import (
 	"context"
 	"errors"
+	"fmt"
 	"syscall"
 	"testing"
 
@@ -254,5 +255,49 @@ func TestLocksThatAreLostAreNotUsedAnyMore(t *testing.T) {
 		must(t, "write after the close", write())
 		must(t, "lock after the close", lock(7))
 		must(t, "fsync", fsync())
+	}
+}
+
+// A name that is taken out is known for a moment while the directory is known to have
+// one less, or the other way round. It must not pass for one that is not known.
+func TestADirectoryIsNotTakenForKnownWhileANameIsTakenOut(t *testing.T) {
+	for name, take := range map[string]func(d fuseops.InodeID) any{
+		"unlink": func(d fuseops.InodeID) any { return &fuseops.UnlinkOp{Parent: d, Name: "a"} },
+		"rename": func(d fuseops.InodeID) any {
+			return &fuseops.RenameOp{OldParent: d, OldName: "a", NewParent: fuseops.RootInodeID, NewName: "a"}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			fs := w.newFS("one", Config{})
+			for i := range 300 {
+				d := makeDir(t, fs, fuseops.RootInodeID, fmt.Sprint("d", i))
+				for _, name := range []string{"a", "c"} {
+					must(t, "mknod", run(t, fs, &fuseops.MkNodeOp{Parent: d, Name: name, Mode: 0o644}))
+				}
+				dir := fs.node(d)
+				fs.forgetNames(dir, []string{"c"})
+				stop, stopped := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(stopped)
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							dir.mu.Lock()
+							dir.lacks("b")
+							dir.mu.Unlock()
+						}
+					}
+				}()
+				must(t, name, run(t, fs, take(d)))
+				close(stop)
+				<-stopped
+				if !there(t, fs, d, "c") {
+					t.Fatalf("in directory %d a name is not there that was not taken out", i)
+				}
+			}
+		})
 	}
 }

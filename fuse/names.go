@@ -320,8 +320,9 @@ func (c *call) takeOut(op meta.Op, dir *inode, name string, seq uint64) (*meta.R
 		return nil, err
 	}
 	dir.learnDelegated(rep, recalls)
-	fs.learnParent(&rep.Parent, rep.Cache, seq)
+	// The name first: as many names as the directory has left are all of them.
 	fs.remember(dir, name, nil, rep.Cache, fs.invals.own(seq, dir.ino))
+	fs.learnParent(&rep.Parent, rep.Cache, seq)
 	if op != meta.OpUnlink {
 		fs.removed(rep.Replaced.Ino)
 	}
@@ -415,9 +416,12 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 		fs.kernel.AllNames()
 	}
 	moved := fs.learn(&rep.Attr, nil, rep.Cache, seq)
-	fs.learnParent(&rep.Parent, rep.Cache, seq)
-	fs.learnParent(&rep.Parent2, rep.Cache, seq)
+	learnParents := func() {
+		fs.learnParent(&rep.Parent, rep.Cache, seq)
+		fs.learnParent(&rep.Parent2, rep.Cache, seq)
+	}
 	if from == to && op.OldName == op.NewName {
+		learnParents()
 		return nil
 	}
 	var other *inode // what the old name stands for now
@@ -435,7 +439,9 @@ func (c *call) rename(op *fuseops.RenameOp) error {
 		toSeq = fs.invals.own(seq, to.ino)
 	}
 	whiteout := op.Flags&renameWhiteout != 0 // of which nothing is known yet
+	// Never more names than there are: see takeOut.
 	fs.remember(from, op.OldName, other, rep.Cache && !whiteout, fromSeq)
+	learnParents()
 	fs.remember(to, op.NewName, moved, rep.Cache, toSeq)
 	return nil
 }
