@@ -58,7 +58,14 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 		return syscall.EROFS
 	}
 	in := fs.node(op.Inode)
-	for !in.tryOpen(fs) {
+	for {
+		opened, err := in.tryOpen(fs)
+		if err != nil {
+			return err
+		}
+		if opened {
+			break
+		}
 		seq := fs.invals.now()
 		if err := c.attrOf(in); err != nil {
 			return err
@@ -66,7 +73,7 @@ func (c *call) openFile(op *fuseops.OpenFileOp) error {
 		in.mu.Lock()
 		// What was told may not be kept; then it was true a moment ago. If an
 		// inval came meanwhile, its answer was that the file is not open here.
-		if !in.valid && in.attr.Ino != 0 && !fs.invals.since(seq, in.ino) {
+		if !in.valid && !in.gone && in.attr.Ino != 0 && !fs.invals.since(seq, in.ino) {
 			in.opens++
 			in.told = true
 			in.mu.Unlock()
@@ -105,16 +112,22 @@ func (in *inode) keepPages() bool {
 	return keep
 }
 
-// tryOpen counts an open file, if what is known of it may be believed.
-func (in *inode) tryOpen(fs *FS) bool {
+// tryOpen counts an open file, if what is known of it may be believed. A file without
+// a name that is not open is on its way out: the service has heard or will hear that
+// nobody here uses it. With ESTALE the kernel, which found the name before it was
+// gone, looks it up again.
+func (in *inode) tryOpen(fs *FS) (bool, error) {
 	leased := fs.leased()
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.gone && in.opens > 0 || in.valid && leased {
-		in.opens++
-		return true
+	if in.gone && in.opens == 0 {
+		return false, syscall.ESTALE
 	}
-	return false
+	if in.gone || in.valid && leased {
+		in.opens++
+		return true, nil
+	}
+	return false, nil
 }
 
 // flushFile is called for every close(2) of a descriptor.

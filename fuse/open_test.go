@@ -1,7 +1,9 @@
 package fuse
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jacobsa/fuse/fuseops"
+	"golang.org/x/sys/unix"
 
 	"flexfs/meta"
 	"flexfs/store"
@@ -108,4 +111,60 @@ func TestManyWhoWaitForTheBucketCanBeKilled(t *testing.T) {
 			t.Fatalf("%d of %d who wait are alive 10 s after SIGKILL", alive.Load(), len(readers))
 		}
 	}
+}
+
+// The kernel may have found a name before it was gone. The service takes a file
+// without a name away when it hears that it is not open.
+func TestWhatWasRemovedIsOpenedOnlyWhileItIsOpen(t *testing.T) {
+	w := newWorld(t)
+	fs, other := w.newFS("one", Config{}), w.newFS("two", Config{})
+	for name, remover := range map[string]*FS{"here": fs, "on another mount": other} {
+		t.Run(name, func(t *testing.T) {
+			in := newFile(t, fs, "f") // and it is open
+			open := func(want error) fuseops.HandleID {
+				t.Helper()
+				op := &fuseops.OpenFileOp{Inode: fuseops.InodeID(in.ino)}
+				if err := run(t, fs, op); err != want {
+					t.Errorf("open: %v, want %v", err, want)
+				}
+				return op.Handle
+			}
+			second := open(nil)
+			must(t, "unlink", run(t, remover, &fuseops.UnlinkOp{Parent: fuseops.RootInodeID, Name: "f"}))
+			third := open(nil)
+			for _, h := range []fuseops.HandleID{second, third, second - 1} {
+				must(t, "close", run(t, fs, &fuseops.ReleaseFileHandleOp{Handle: h}))
+			}
+			open(syscall.ESTALE)
+		})
+	}
+}
+
+// On a mount: a file that is open is opened again by its descriptor, also one that
+// never had a name. A descriptor of O_PATH does not have it open.
+func TestADescriptorOpensWhatHasNoNameOnlyWhileItIsOpen(t *testing.T) {
+	_, dir := newWorld(t).mount("one", Config{})
+	nameless, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR, 0o600)
+	must(t, "open with O_TMPFILE", err)
+	name := filepath.Join(dir, "f")
+	put(t, name, []byte("x"))
+	named, err := unix.Open(name, unix.O_RDWR, 0)
+	must(t, "open", err)
+	path, err := unix.Open(name, unix.O_PATH, 0)
+	must(t, "open with O_PATH", err)
+	defer unix.Close(path)
+	must(t, "unlink", os.Remove(name))
+	again := func(fd int) error {
+		f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR, 0)
+		if err == nil {
+			f.Close()
+		}
+		return err
+	}
+	for what, fd := range map[string]int{"O_TMPFILE": nameless, "an open file": named, "O_PATH of an open file": path} {
+		must(t, "open by a descriptor of "+what, again(fd))
+	}
+	must(t, "close", unix.Close(named))
+	must(t, "close", unix.Close(nameless))
+	soon(t, "ESTALE for a file that is not open", func() bool { return errors.Is(again(path), syscall.ESTALE) })
 }
