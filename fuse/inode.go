@@ -30,6 +30,7 @@ type inode struct {
 	valid     bool      // attr is as on the server, while the lease lasts
 	altered   bool      // it was changed by this mount
 	gone      bool      // its last link is gone: attr is the only thing left to tell
+	nameless  bool      // it never had any: no other mount can have it open
 	recalls   uint64    // how often the service asked for the directory back
 	delegated bool      // of a directory: nobody else sees it before we are called back
 	opens     int       // open files
@@ -38,6 +39,7 @@ type inode struct {
 	asking    map[lockOwner]int      // requests for locks that are under way
 	maybe     map[lockOwner]struct{} // who may hold a lock: the answer was lost
 	lost      map[lockOwner]struct{} // whose locks ended with the session
+	losses    uint64                 // counts sessions that ended; lost is not nil then
 	owners    map[uint64]uint64      // of range locks, and the open file that each used last
 	names     map[string]meta.Ino    // of a directory: entries known, 0 is absent
 	entries   uint64                 // how many of names are not absent
@@ -191,7 +193,7 @@ func (in *inode) learn(attr *meta.Attr, block *meta.Block, fresh bool) {
 
 // regained notes that an inode without a name may have one again. Its last close
 // is to be told all the same. in.mu is held.
-func (in *inode) regained() { in.gone, in.told = false, true }
+func (in *inode) regained() { in.gone, in.nameless, in.told = false, false, true }
 
 // remember notes that a name in a directory stands for an inode, or for none
 // (nil), if that may be kept (cache) and there was no inval of the directory

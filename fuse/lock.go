@@ -74,14 +74,16 @@ func (c *call) setLock(op *fuseops.SetLkOp) error {
 	if in.hasLost(ownerOf(&lock)) {
 		return syscall.EIO
 	}
-	in.ask(lock, uint64(op.Handle))
+	losses := in.ask(lock, uint64(op.Handle))
 	// First without waiting: that is all that most need.
 	_, err := c.do(req)
 	excluded := refusal(err) == syscall.EAGAIN
 	if op.Wait && excluded {
 		err = c.waitForLock(req)
 	}
-	in.asked(lock, excluded, err)
+	if !in.asked(lock, excluded, err, losses) {
+		return syscall.EIO
+	}
 	return err
 }
 
@@ -107,7 +109,7 @@ func ownerOf(l *meta.Lock) lockOwner { return lockOwner{l.Owner, l.Flock} }
 
 // ask notes that a lock is going to be asked for. From now on its owner may hold
 // it, and a close must release it.
-func (in *inode) ask(lock meta.Lock, handle uint64) {
+func (in *inode) ask(lock meta.Lock, handle uint64) (losses uint64) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.asking == nil {
@@ -115,20 +117,22 @@ func (in *inode) ask(lock meta.Lock, handle uint64) {
 	}
 	in.asking[ownerOf(&lock)]++
 	if lock.Flock {
-		return
+		return in.losses
 	}
 	if in.owners == nil {
 		in.owners = map[uint64]uint64{}
 	}
 	in.owners[lock.Owner] = handle
+	return in.losses
 }
 
 // asked notes what came of it; excluded: at first another had a lock that excludes
 // it, for which a flock(2) gives up what there was. One that is refused for another
 // reason, as ENOLCK, changes nothing. A lock whose request was not answered may be held
 // all the same, and so may one that was waited for in vain: it may have been
-// granted while that was told.
-func (in *inode) asked(lock meta.Lock, excluded bool, err error) {
+// granted while that was told. It reports false if it was granted, but the session,
+// and perhaps the lock, was lost since ask, which returned losses.
+func (in *inode) asked(lock meta.Lock, excluded bool, err error, losses uint64) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	owner := ownerOf(&lock)
@@ -140,15 +144,20 @@ func (in *inode) asked(lock meta.Lock, excluded bool, err error) {
 		gone.Type = syscall.F_UNLCK
 		in.locks = applyLock(in.locks, gone)
 	}
+	lost := err == nil && in.losses != losses
+	if lost {
+		in.lost[owner] = struct{}{}
+	}
 	switch {
-	case err == nil:
+	case err == nil && !lost:
 		in.locks = applyLock(in.locks, lock)
-	case !answered(err) || refusal(err) == syscall.EINTR:
+	case lost || !answered(err) || refusal(err) == syscall.EINTR:
 		if in.maybe == nil {
 			in.maybe = map[lockOwner]struct{}{}
 		}
 		in.maybe[owner] = struct{}{}
 	}
+	return !lost
 }
 
 // loseLocks notes that all locks are gone, and reports whether there may have been
@@ -157,6 +166,7 @@ func (in *inode) loseLocks() bool {
 	if in.lost == nil {
 		in.lost = map[lockOwner]struct{}{}
 	}
+	in.losses++
 	was := len(in.lost)
 	for i := range in.locks {
 		in.lost[ownerOf(&in.locks[i])] = struct{}{}

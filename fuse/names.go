@@ -238,6 +238,9 @@ func (c *call) createNameless(op *fuseops.CreateFileOp, req *meta.Request) error
 		return err
 	}
 	in := fs.learn(&rep.Attr, nil, rep.Cache, seq)
+	in.mu.Lock()
+	in.nameless = in.gone
+	in.mu.Unlock()
 	op.Handle = fs.open(in, uint32(op.OpenFlags))
 	op.UseDirectIO = uint32(op.OpenFlags)&syscall.O_APPEND != 0
 	c.answer()
@@ -369,8 +372,9 @@ func (fs *FS) unlinked(attr *meta.Attr, cache bool, seq uint64) {
 	}
 	in.mu.Lock()
 	in.learn(attr, nil, cache && !fs.invals.since(seq, attr.Ino))
-	closed := attr.Nlink == 0 && in.opens == 0
-	if attr.Nlink == 0 {
+	last := attr.Nlink == 0 && attr.Change >= in.attr.Change // else it may have got another name since
+	closed := last && in.opens == 0
+	if last {
 		in.gone = true
 		in.attr.Nlink = 0
 	}

@@ -184,11 +184,10 @@ func (c *call) fsync(h *handle) error {
 // sync makes what was written to the file durable and visible.
 func (c *call) sync(in *inode) error {
 	in.mu.Lock()
-	idle := !in.busy()
-	unlinked := in.gone && in.opens > 0
+	idle := !in.busy() || in.gone && in.nameless && in.opens > 0 // nobody but us sees its contents
 	in.mu.Unlock()
-	if idle || unlinked {
-		return nil // nobody but us will ever see an unlinked file's contents
+	if idle {
+		return nil
 	}
 	return c.fs.flush(c.wait(), in)
 }
@@ -208,6 +207,12 @@ func (c *call) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 		if e := c.unlockForGood(h.in, op.LockOwner, true); err == nil {
 			err = e
 		}
+	}
+	h.in.mu.Lock()
+	unlinked := h.in.gone && h.in.opens == 1
+	h.in.mu.Unlock()
+	if unlinked { // what came by a map, after close(2): another mount may have it open
+		c.sync(h.in)
 	}
 	fs.closed(h.in)
 	return err
@@ -436,7 +441,7 @@ func (c *call) extend(in *inode, size uint64) error {
 	if size <= is {
 		return nil
 	}
-	if err := c.sync(in); err != nil { // what was appended is not to be moved beyond
+	if err := c.fs.flush(c.wait(), in); err != nil { // what was appended is not to be moved beyond
 		return err
 	}
 	return c.truncate(in, size, meta.SetGrow)

@@ -42,6 +42,12 @@ func (c *call) read(in *inode, s *stream, off uint64, n int) ([][]byte, int, err
 		out = pad(append(out, b), hi-lo-len(b))
 		at += uint64(hi - lo)
 	}
+	in.mu.Lock()
+	now := in.current().Size
+	in.mu.Unlock()
+	if now < off+uint64(n) { // the answer about its blocks told that it was cut meanwhile
+		return c.read(in, s, off, n)
+	}
 	if seq {
 		s.ahead(c.fs, in, uint32((off+uint64(n)-1)/bs), size)
 	}
