@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"flexfs/meta"
+	"flexfs/meta/engine"
 )
 
 // run runs the server until the test ends.
@@ -423,6 +425,105 @@ func TestASessionMayCacheSoMuchAndIsAskedToForget(t *testing.T) {
 			t.Error("nothing more may be cached")
 		}
 	})
+}
+
+// What a session asks for again while it is asked to forget it, it may not cache,
+// or is told of when it changes.
+func TestWhatIsAskedForWhileRoomIsMadeIsNotCachedForGood(t *testing.T) {
+	w := newWorld(t)
+	w.maxHeld = 40
+	w.start()
+	a, b := w.hello("rw:"), w.hello("rw:")
+	for i := range 35 {
+		b.attr(a.file(meta.Root, fmt.Sprint(i)))
+	}
+	cached := make(map[meta.Ino]bool)
+	forgotten := 0
+	b.conn.push = func(_ context.Context, req *meta.Request) (*meta.Reply, error) {
+		for _, inval := range req.Invals {
+			r := b.ok(on(meta.OpGetattr, inval.Ino, ""))
+			if r.Cache {
+				cached[inval.Ino] = true
+			}
+			if forgotten++; !a.ok(on(meta.OpGetattr, inval.Ino, "")).Cache {
+				t.Errorf("another may not cache inode %d", inval.Ino)
+			}
+		}
+		return &meta.Reply{}, nil
+	}
+	b.trim()
+	b.conn.push = nil
+	if forgotten < 5 {
+		t.Fatalf("it was asked to forget %d inodes", forgotten)
+	}
+	for ino := range cached {
+		b.conn.told()
+		a.ok(&meta.Request{Op: meta.OpSetattr, Ino: ino, Set: meta.SetMode, Attr: meta.Attr{Mode: 0o700}})
+		if len(b.conn.told()) == 0 {
+			t.Errorf("inode %d was cached and changed, and nobody was told", ino)
+		}
+	}
+	if n := len(w.srv.volumes[testVolume].changing); n != 0 {
+		t.Errorf("%d inodes are still marked", n)
+	}
+}
+
+// trim asks the session to forget some of what it holds.
+func (c *client) trim() {
+	v := c.w.srv.volumes[testVolume]
+	v.mu.Lock()
+	s := v.sessions[c.id]
+	v.mu.Unlock()
+	v.trim(context.Background(), s)
+}
+
+// An inode that is read, forgotten, changed, and then held again by another request
+// of the same session: what was read is not to be cached.
+func TestWhatIsReadWhileRoomIsMadeIsNotCachedForGood(t *testing.T) {
+	w := newWorld(t)
+	w.maxHeld = 3 // one is asked for at a time
+	w.start()
+	a, b := w.hello("rw:"), w.hello("rw:")
+	f := a.file(meta.Root, "f")
+	b.attr(f)
+	read, goOn, early := make(chan bool), make(chan bool), make(chan *meta.Reply, 1)
+	views := &slowView{Engine: w.srv.cfg.Engine}
+	w.srv.cfg.Engine = views
+	told := false
+	b.conn.push = func(_ context.Context, req *meta.Request) (*meta.Reply, error) {
+		if told = req.Invals[0].Ino == f; told {
+			views.after(func() { close(read); <-goOn })
+			go func() { early <- b.do(on(meta.OpGetattr, f, "")) }()
+			<-read
+		}
+		return &meta.Reply{}, nil
+	}
+	for !told {
+		b.trim()
+	}
+	a.ok(&meta.Request{Op: meta.OpSetattr, Ino: f, Set: meta.SetMode, Attr: meta.Attr{Mode: 0o700}})
+	b.attr(f)
+	close(goOn)
+	if r := <-early; r.Cache && r.Attr.Mode&permMask != 0o700 {
+		t.Errorf("mode %o, from before a change, may be cached", r.Attr.Mode&permMask)
+	}
+}
+
+// A slowView is an engine whose next View calls a function when it has been read.
+type slowView struct {
+	engine.Engine
+	next atomic.Pointer[func()]
+}
+
+func (e *slowView) after(fn func()) { e.next.Store(&fn) }
+
+func (e *slowView) View(ctx context.Context, fn func(engine.Reader) error) error {
+	after := e.next.Swap(nil)
+	err := e.Engine.View(ctx, fn)
+	if after != nil {
+		(*after)()
+	}
+	return err
 }
 
 func TestAByeEndsTheSession(t *testing.T) {
