@@ -112,7 +112,7 @@ func (v *volume) delegatedTo(s *session, inos []meta.Ino) map[*session][]meta.In
 func (v *volume) recall(ctx context.Context, others map[*session][]meta.Inval) {
 	var wg sync.WaitGroup
 	for s, invals := range others {
-		wg.Go(func() { v.callBack(ctx, s, invals) })
+		wg.Go(func() { v.askBack(ctx, s, invals) })
 	}
 	wg.Wait()
 }

@@ -214,6 +214,66 @@ func TestASessionHasSoManyDirectoriesDelegated(t *testing.T) {
 	}
 }
 
+// A directory that is delegated is asked back when another asks for it, also if a
+// session changed it while it returned it.
+func TestADirectoryThatIsChangedWhileItIsReturnedIsAskedBackAgain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		maxHeld int
+		askBack func(t *testing.T, a *client, dir meta.Ino)
+	}{
+		"there are many": {5 * maxDelegations, func(_ *testing.T, a *client, _ meta.Ino) {
+			for n := range maxDelegations/4*3 + 1 {
+				a.ok(&meta.Request{Op: meta.OpMake, Ino: meta.Root, Name: fmt.Sprint(n), Mode: dirm, Delegate: true})
+			}
+			for len(a.conn.told()) == 0 {
+				a.trim()
+			}
+		}},
+		"another reads it that holds too much": {8, func(t *testing.T, a *client, dir meta.Ino) {
+			b, c := a.w.hello("rw:"), a.w.hello("rw:")
+			for n := range 8 {
+				b.attr(c.file(meta.Root, fmt.Sprint(n)))
+			}
+			if b.ok(&meta.Request{Op: meta.OpGetattr, Ino: dir}).Cache {
+				t.Error("it may cache more than the limit")
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.maxHeld = tc.maxHeld
+			w.start()
+			a := w.hello("rw:")
+			dir := a.ok(&meta.Request{Op: meta.OpMake, Ino: meta.Root, Name: "d", Mode: dirm, Delegate: true}).Attr.Ino
+			delegated := make(map[meta.Ino]bool)
+			returned := 0
+			a.conn.push = func(_ context.Context, req *meta.Request) (*meta.Reply, error) {
+				for _, inval := range req.Invals {
+					if inval.Attr {
+						continue // a change, which it is told of
+					}
+					returned++
+					delegated[inval.Ino] = a.makeIn(inval.Ino, "late")
+				}
+				return &meta.Reply{}, nil
+			}
+			tc.askBack(t, a, dir)
+			a.conn.push = nil
+			if returned == 0 {
+				t.Fatal("nothing was asked back")
+			}
+			b := w.hello("rw:")
+			for dir, is := range delegated {
+				a.conn.told()
+				b.ok(&meta.Request{Op: meta.OpReaddir, Ino: dir})
+				if is && len(a.conn.told()) == 0 {
+					t.Fatal("what is delegated was not asked back")
+				}
+			}
+		})
+	}
+}
+
 // A file made with a number of the client's and its contents is as one that was
 // made and written after.
 func TestAFileIsMadeWithItsContents(t *testing.T) {
