@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jacobsa/fuse/fuseops"
+	"golang.org/x/sys/unix"
 
 	"flexfs/meta"
 	"flexfs/meta/tree"
@@ -345,6 +346,32 @@ func testCopies(t *testing.T, seed uint64) {
 	}
 	if deleted.Load() == 0 {
 		t.Error("nothing was deleted")
+	}
+}
+
+// A file that is cut elsewhere while it is copied gives no zeros for what it had.
+func TestACopyOfWhatIsCutElsewhereWritesNoZeros(t *testing.T) {
+	p := newPair(t, newWorldOf(t, noInline))
+	const n = 2 * testBlockSize
+	want := bytes.Repeat([]byte("x"), n)
+	f := p.open(want)
+	must(t, "write", os.WriteFile(filepath.Join(p.here, "src"), bytes.Repeat([]byte("s"), n), 0o644))
+	src, err := os.Open(filepath.Join(p.here, "src"))
+	must(t, "open", err)
+	defer src.Close()
+	cut := false
+	p.hook.set(meta.OpClone, func() {
+		cut = true
+		must(t, "cut", os.Truncate(filepath.Join(p.there, "src"), 0))
+	}, nil)
+	copied, err := unix.CopyFileRange(int(src.Fd()), nil, int(f.Fd()), nil, n, 0)
+	must(t, "copy", err)
+	if !cut || copied != 0 {
+		t.Errorf("%d bytes were copied; the file was cut: %v", copied, cut)
+	}
+	must(t, "fsync", f.Sync())
+	if got := p.read(); !bytes.Equal(got, want) {
+		t.Errorf("what it was copied to has %d bytes, %d of them zeros", len(got), bytes.Count(got, []byte{0}))
 	}
 }
 

@@ -327,7 +327,8 @@ const (
 	// written to is at least this long now, and its last block is cut here),
 	// Time -> Attr (of the file written to). Holes become holes. EINVAL: they
 	// overlap, or a block is inline. ESTALE: Size is within the last block, and
-	// the file has bytes after it; nothing was done.
+	// the file has bytes after it, or the one cloned from ends before what is to
+	// be cloned; nothing was done.
 	OpClone
 
 	// OpRemoveTree* removes a directory with all that is in it: Ino (parent),

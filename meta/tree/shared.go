@@ -145,7 +145,10 @@ func cloneable(from, to *loaded, req *meta.Request, blockSize uint32) error {
 	if from.Ino == to.Ino && !apart {
 		return refuse(syscall.EINVAL, "blocks cannot be cloned onto themselves")
 	}
-	end := uint64(req.Index2+req.Limit) * uint64(blockSize)
+	end, start := uint64(req.Index2+req.Limit)*uint64(blockSize), uint64(req.Index2)*uint64(blockSize)
+	if source := uint64(req.Index)*uint64(blockSize) + min(req.Size, end) - start; from.Size < source {
+		return refuse(syscall.ESTALE, "the file has %d bytes, and %d are to be cloned", from.Size, source)
+	}
 	if req.Size < end && to.Size > req.Size {
 		return refuse(syscall.ESTALE, "the file has %d bytes, and would be cut to %d", to.Size, req.Size)
 	}

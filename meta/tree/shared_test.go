@@ -3,6 +3,7 @@ package tree
 import (
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"syscall"
 	"testing"
@@ -80,6 +81,37 @@ func TestAClonesLastBlockIsCut(t *testing.T) {
 	if k := c.records(b)[1]; k.Len != testBlockSize-100 {
 		t.Errorf("the refused clone left %+v", k)
 	}
+}
+
+// Who asks for a clone may not know yet that the source was cut.
+func TestACloneOfWhatWasCutIsRefused(t *testing.T) {
+	w := newWorld(t)
+	c := w.hello("rw:")
+	a, b := c.file(meta.Root, "a"), c.file(meta.Root, "b")
+	c.write(a, 0, 4)
+	c.write(b, 0, 4)
+	was := c.records(b)
+	cut := func(size uint64) {
+		c.ok(&meta.Request{Op: meta.OpSetattr, Ino: a, Set: meta.SetSize, Attr: meta.Attr{Size: size}})
+	}
+	cut(3*testBlockSize + 100)
+	c.refused(syscall.ESTALE, cloning(a, 2, b, 2, 2))
+	c.refused(syscall.ESTALE, cloning(a, 3, b, 0, 1))
+	c.refused(syscall.ESTALE, cloning(a, 9, b, 0, 1))
+	cut(0)
+	c.refused(syscall.ESTALE, cloning(a, 0, b, 0, 4))
+	if got := c.records(b); !reflect.DeepEqual(got, was) {
+		t.Errorf("refused clones made %+v of %+v", got, was)
+	}
+	c.write(a, 0, 4)
+	cut(3*testBlockSize + 100)
+	d := c.file(meta.Root, "d")
+	end := cloning(a, 2, d, 0, 2) // all that is there
+	end.Size = testBlockSize + 100
+	c.ok(end)
+	end = cloning(a, 2, d, 2, 1) // the file is made longer than what is cloned
+	end.Size = 8 * testBlockSize
+	c.ok(end)
 }
 
 func TestAClonePastAQuotaIsRefused(t *testing.T) {
@@ -190,7 +222,12 @@ func TestCountsAreRightWhateverIsDoneToClones(t *testing.T) {
 					case 3, 4:
 						c.write(f, at, at+uint32(1+r.IntN(3)))
 					default:
-						req := cloning(f, at, files[r.IntN(len(files))], uint32(r.IntN(6)), uint32(1+r.IntN(3)))
+						n := uint32(c.attr(f).Size / testBlockSize)
+						if n == 0 {
+							break
+						}
+						at %= n
+						req := cloning(f, at, files[r.IntN(len(files))], uint32(r.IntN(6)), min(uint32(1+r.IntN(3)), n-at))
 						if reply := c.do(req); reply.Errno != 0 && req.Ino != req.Ino2 {
 							t.Fatalf("step %d: clone: %v %s", step, reply.Errno, reply.Msg)
 						}
@@ -280,6 +317,8 @@ func TestARefusedCloneChangesNothing(t *testing.T) {
 	short.Size = testBlockSize
 	large := cloning(a, 0, b, 0, 2)
 	large.Size = meta.MaxSize + 1
+	inline := cloning(small, 0, b, 0, 1)
+	inline.Size = 3
 	for _, test := range []struct {
 		name string
 		want syscall.Errno
@@ -291,7 +330,7 @@ func TestARefusedCloneChangesNothing(t *testing.T) {
 		{"to more than the largest size", syscall.EFBIG, large},
 		{"beyond the largest index", syscall.EFBIG, cloning(a, 1<<32-1, b, 0, 2)},
 		{"to a size that lacks a block", syscall.EINVAL, short},
-		{"from what is inline", syscall.EINVAL, cloning(small, 0, b, 0, 1)},
+		{"from what is inline", syscall.EINVAL, inline},
 		{"from a directory", syscall.EISDIR, cloning(dir, 0, b, 0, 1)},
 		{"to a directory", syscall.EISDIR, cloning(a, 0, dir, 0, 1)},
 		{"from nothing", syscall.ENOENT, cloning(999, 0, b, 0, 1)},
