@@ -56,7 +56,7 @@ type volume struct {
 	open            map[meta.Ino]map[*session]struct{} // unlinked inodes in use
 	left            map[meta.Ino]time.Time             // that lost sessions had in use, and until when they are kept
 	nextIno, endIno meta.Ino                           // leased numbers
-	notices         uint64                             // counts those that are over
+	notices         uint64                             // counts those that are over, and the inodes that were released
 	bytes, inodes   int64                              // as the counters, with what runs
 	second          int64                              // the latest that was used
 	periods         []period                           // in which it was used, the last ones
