@@ -125,6 +125,14 @@ func (c *call) truncate(in *inode, size uint64, with meta.SetMask) error {
 	if err := in.lostLock(); err != nil {
 		return err
 	}
+	in.mu.Lock()
+	keeps := in.storeFirst(false) && size > in.content.run.start // some of what was appended
+	in.mu.Unlock()
+	if keeps {
+		if err := fs.flush(c.wait(), in); err != nil {
+			return err
+		}
+	}
 	if err := c.alone(in); err != nil {
 		return err
 	}

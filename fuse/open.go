@@ -457,6 +457,13 @@ func (c *call) zero(in *inode, from, to uint64) error {
 	}
 	bs := uint64(fs.blockSize())
 	in.mu.Lock()
+	for in.storeFirst(false) {
+		in.mu.Unlock()
+		if err := fs.flush(c.wait(), in); err != nil {
+			return err
+		}
+		in.mu.Lock()
+	}
 	size := in.current().Size
 	if from >= size {
 		in.mu.Unlock()

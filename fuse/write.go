@@ -52,6 +52,16 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 			in.mu.Lock()
 			continue
 		}
+		if in.storeFirst(app) {
+			in.mu.Unlock()
+			fs.budget.release(have)
+			have = 0
+			if err := fs.flush(c.wait(), in); err != nil {
+				return err
+			}
+			in.mu.Lock()
+			continue
+		}
 		need := fs.needs(in, off, len(p))
 		if need <= have {
 			break
@@ -96,6 +106,19 @@ func (in *inode) appendAt() uint64 {
 		return run.end
 	}
 	return in.current().Size
+}
+
+// storeFirst reports whether what was written must be part of the file before the
+// next write, which is an append or not: what was appended makes way for what others
+// append meanwhile, which nothing else may, and so the two are not committed together.
+// Of a file that was closed behind others know nothing before they know it all, and
+// of one without a name never. in.mu is held.
+func (in *inode) storeFirst(app bool) bool {
+	ct, m := &in.content, in.making
+	if !ct.wrote || in.gone || m != nil && m.behind && !m.asked && !m.unsure {
+		return false
+	}
+	return ct.run.on != app
 }
 
 // wholeFrom is how much of a file's first block is written from its start on
@@ -172,7 +195,8 @@ func (ct *content) dirtyBlock(idx uint32) *dirty {
 	return d
 }
 
-// note keeps account of a write. It is now at the service.
+// note keeps account of a write before which nothing must be stored, see storeFirst.
+// It is now at the service.
 func (ct *content) note(off, end uint64, app bool, now meta.Time) {
 	switch {
 	case !app:
