@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -109,6 +110,46 @@ func TestWhatAnotherMountAppendedToAFileThatIsBeingMadeStays(t *testing.T) {
 	must(t, "close", app.Close())
 	if got, want := string(p.read()), "H"+ours[1:]+theirs; got != want {
 		t.Errorf("the file has %q, want %q", got, want)
+	}
+}
+
+// A log is emptied, or cut, elsewhere. What is here of it, and what is appended
+// afterwards, follows what is left.
+func TestAppendsFollowWhatATruncationElsewhereLeft(t *testing.T) {
+	for name, block := range map[string]int{"in one block": 0, "in two blocks": testBlockSize - 4} {
+		for _, size := range []int{0, 20} {
+			for _, more := range []string{"", "CCCCCCCC"} {
+				t.Run(fmt.Sprintf("%s, to %d, with %d bytes more", name, size, len(more)), func(t *testing.T) {
+					p := newPair(t, newWorldOf(t, noInline))
+					was := strings.Repeat(".", max(block, 50))
+					p.open([]byte(was))
+					app := p.appender()
+					write(t, app, ours)
+					must(t, "truncate elsewhere", os.Truncate(filepath.Join(p.there, "f"), int64(size)))
+					if more != "" {
+						write(t, app, more)
+					}
+					must(t, "close", app.Close())
+					if got, want := string(p.read()), was[:size]+ours+more; got != want {
+						t.Errorf("the file has %d bytes, %q, want %q", len(got), got[:min(len(got), 100)], want)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What was appended is not read behind zeros.
+func TestAnAppendMovesWhatWasAppendedToWhereTheFileEnds(t *testing.T) {
+	p := newPair(t, newWorld(t))
+	p.open([]byte(strings.Repeat(".", 50)))
+	app := p.appender()
+	write(t, app, ours)
+	must(t, "truncate elsewhere", os.Truncate(filepath.Join(p.there, "f"), 0))
+	write(t, app, ours)
+	got, err := os.ReadFile(filepath.Join(p.here, "f"))
+	if want := ours + ours; err != nil || string(got) != want {
+		t.Errorf("the file has %q (%v), want %q", got, err, want)
 	}
 }
 

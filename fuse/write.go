@@ -52,7 +52,7 @@ func (c *call) write(in *inode, off uint64, p []byte, app bool) error {
 			in.mu.Lock()
 			continue
 		}
-		if in.storeFirst(app) {
+		if in.storeFirst(app) || app && fs.cutBelow(in) {
 			in.mu.Unlock()
 			fs.budget.release(have)
 			have = 0
@@ -100,7 +100,7 @@ func (in *inode) writtenAt(now meta.Time) meta.Time {
 }
 
 // appendAt returns where an append goes: behind what was appended before, which
-// a flush moves as a whole if others appended meanwhile. in.mu is held.
+// a flush moves as a whole if others appended, or cut the file, meanwhile. in.mu is held.
 func (in *inode) appendAt() uint64 {
 	if run := &in.content.run; run.on {
 		return run.end
@@ -119,6 +119,13 @@ func (in *inode) storeFirst(app bool) bool {
 		return false
 	}
 	return ct.run.on != app
+}
+
+// cutBelow reports whether others made the file shorter than where what was appended
+// begins, so that it has to move before more is. in.mu is held.
+func (fs *FS) cutBelow(in *inode) bool {
+	run := &in.content.run
+	return run.on && in.attr.Size < run.start && in.valid && !in.gone && fs.leased()
 }
 
 // wholeFrom is how much of a file's first block is written from its start on
@@ -548,7 +555,7 @@ func (fs *FS) flushOnce(ctx context.Context, in *inode) error {
 		return err
 	}
 	in.mu.Lock()
-	if run := &in.content.run; run.on && in.attr.Size > run.start {
+	if run := &in.content.run; run.on && in.attr.Size != run.start {
 		fs.moveRun(in)
 	}
 	in.mu.Unlock()
@@ -896,7 +903,7 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	ct := &in.content
-	if ct.run.on && in.attr.Size > ct.run.start {
+	if ct.run.on && in.attr.Size != ct.run.start {
 		fs.moveRun(in)
 		return nil
 	}
@@ -915,8 +922,8 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 	return nil
 }
 
-// moveRun moves all that was appended to where the file ends now. All of it is
-// in memory: while a run is on nothing is given up before its commit. in.mu is
+// moveRun moves all that was appended to where the file ends now: others made it
+// longer or shorter meanwhile. All of it is in memory: while a run is on nothing is given up before its commit. in.mu is
 // held, in locked for flushing, and nothing on its way to the store.
 func (fs *FS) moveRun(in *inode) {
 	ct := &in.content
@@ -936,7 +943,7 @@ func (fs *FS) moveRun(in *inode) {
 		old[idx] = d
 	}
 	ct.dirty = nil
-	by := in.attr.Size - ct.run.start
+	by := in.attr.Size - ct.run.start // modulo 2^64, if it is shorter
 	for _, idx := range sorted(old) {
 		d := old[idx]
 		for _, s := range d.spans {
