@@ -1,10 +1,13 @@
 package fuse
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -150,6 +153,48 @@ func TestAnAppendMovesWhatWasAppendedToWhereTheFileEnds(t *testing.T) {
 	got, err := os.ReadFile(filepath.Join(p.here, "f"))
 	if want := ours + ours; err != nil || string(got) != want {
 		t.Errorf("the file has %q (%v), want %q", got, err, want)
+	}
+}
+
+// The answer to a commit of appended bytes is lost. They are not appended again if
+// that was done; and who appended them is told if nobody knows, as another mount has
+// appended to the same block since.
+func TestAppendsWhoseCommitWasNotAnsweredAreNotAppendedTwice(t *testing.T) {
+	for _, done := range []bool{true, false} {
+		for _, others := range []bool{true, false} {
+			t.Run(fmt.Sprintf("done %v, others append %v", done, others), func(t *testing.T) {
+				w := newWorld(t)
+				fs := w.newFS("one", Config{})
+				var lose atomic.Bool
+				fs.meta = &unsureMeta{fs.meta, func() (bool, bool) { return done, lose.Swap(false) }}
+				here := w.mountFS(fs)
+				_, there := w.mount("two", Config{})
+				p := &pair{t: t, here: here, there: there}
+				p.open([]byte("."))
+				app := p.appender()
+				write(t, app, ours)
+				lose.Store(true)
+				if err := app.Sync(); !errors.Is(err, syscall.EIO) {
+					t.Fatalf("the fsync whose commit was not answered says %v", err)
+				}
+				want := "." + ours
+				if others {
+					p.append(theirs)
+					if want = "." + theirs; done {
+						want = "." + ours + theirs
+					}
+				}
+				write(t, app, "CC")
+				err := app.Sync()
+				if unknown := errors.Is(err, syscall.EIO); unknown != others || !unknown && err != nil {
+					t.Errorf("the second fsync says %v", err)
+				}
+				must(t, "third fsync", app.Sync())
+				if got := string(p.read()); got != want+"CC" {
+					t.Errorf("the file has %q, want %q", got, want+"CC")
+				}
+			})
+		}
 	}
 }
 

@@ -576,9 +576,14 @@ func answered(err error) bool {
 	return e != 0 && e != syscall.EIO && e != syscall.EINTR
 }
 
+// errUnsure is told to the next close or fsync of a file.
+var errUnsure = errors.New("fuse: appended data may be part of the file or not: the service did not answer, and another mount wrote to its place since")
+
 // recognise looks for appended blocks that a commit without an answer named. If
 // one is part of the file the commit was done, and they must not be appended
-// again. in is locked for flushing, and nothing of it on its way.
+// again. Nor must they if others wrote to one since: nobody can say any more whether
+// it was done, and who appended them is told so. in is locked for flushing, and
+// nothing of it on its way.
 func (fs *FS) recognise(ctx context.Context, in *inode) error {
 	var list []*pending
 	in.mu.Lock()
@@ -589,7 +594,7 @@ func (fs *FS) recognise(ctx context.Context, in *inode) error {
 		}
 	}
 	in.mu.Unlock()
-	done := false
+	done, unknown := false, false
 	for _, p := range list {
 		b, err := fs.fetchMap(ctx, in, p.rec.Index)
 		if err != nil {
@@ -598,12 +603,17 @@ func (fs *FS) recognise(ctx context.Context, in *inode) error {
 		if done = b.Gen == p.rec.Gen; done {
 			break
 		}
+		unknown = unknown || b.Gen != p.rec.Base && b.Len > 0
 	}
-	if !done {
+	if !done && !unknown {
 		return nil
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if !done {
+		fs.log.Error("appended data may be lost", "ino", in.ino, "err", errUnsure)
+		in.lose(errUnsure)
+	}
 	for _, p := range list {
 		delete(ct.pend, p.rec.Index)
 		fs.budget.release(p.d.free())
