@@ -220,8 +220,10 @@ func (p *cutter) step() string {
 }
 
 func (p *cutter) clone(i, j int, from, to, n uint32) string {
+	there := uint32(p.files[i].size / testBlockSize) // a clone of more is refused
+	n = min(n, there-min(from, there))
 	what := fmt.Sprintf("file %d from %d on becomes file %d from %d on: %d", i, from, j, to, n)
-	if i == j {
+	if i == j || n == 0 {
 		return what + ", which is not done"
 	}
 	req := cloning(p.inos[i], from, p.inos[j], to, n)
