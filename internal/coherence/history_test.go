@@ -543,12 +543,3 @@ func TestSoakOrder(t *testing.T) {
 		t.Errorf("%d of %d histories tell nothing", mute, histories)
 	}
 }
-
-// sessions tells the numbers of the mounts' sessions.
-func (w *World) sessions() string {
-	var out []uint64
-	for _, m := range w.Mounts {
-		out = append(out, m.client.Session())
-	}
-	return fmt.Sprint(out)
-}

@@ -228,6 +228,15 @@ func (m *Mount) Path(elem ...string) string {
 	return filepath.Join(append([]string{m.Dir}, elem...)...)
 }
 
+// sessions tells the numbers of the mounts' sessions.
+func (w *World) sessions() string {
+	var out []uint64
+	for _, m := range w.Mounts {
+		out = append(out, m.client.Session())
+	}
+	return fmt.Sprint(out)
+}
+
 // Cut resets the connection of each mount to the service.
 func (w *World) Cut() {
 	for _, m := range w.Mounts {
