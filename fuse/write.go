@@ -112,10 +112,10 @@ func (in *inode) appendAt() uint64 {
 // next write, which is an append or not: what was appended makes way for what others
 // append meanwhile, which nothing else may, and so the two are not committed together.
 // Of a file that was closed behind others know nothing before they know it all, and
-// of one without a name never. in.mu is held.
+// of one that never had a name never. in.mu is held.
 func (in *inode) storeFirst(app bool) bool {
 	ct, m := &in.content, in.making
-	if !ct.wrote || in.gone || m != nil && m.behind && !m.asked && !m.unsure {
+	if !ct.wrote || in.gone && in.nameless || m != nil && m.behind && !m.asked && !m.unsure {
 		return false
 	}
 	return ct.run.on != app
@@ -933,8 +933,9 @@ func (fs *FS) rebase(ctx context.Context, in *inode) error {
 }
 
 // moveRun moves all that was appended to where the file ends now: others made it
-// longer or shorter meanwhile. All of it is in memory: while a run is on nothing is given up before its commit. in.mu is
-// held, in locked for flushing, and nothing on its way to the store.
+// longer or shorter meanwhile. All of it is in memory: while a run is on nothing is
+// given up before its commit. in.mu is held, in locked for flushing, and nothing on
+// its way to the store.
 func (fs *FS) moveRun(in *inode) {
 	ct := &in.content
 	bs := uint64(fs.blockSize())
