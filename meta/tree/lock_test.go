@@ -235,19 +235,9 @@ func TestAFileHasSoManyLocks(t *testing.T) {
 	w := newWorld(t)
 	a := w.hello("rw:")
 	f, other := a.file(meta.Root, "f"), a.file(meta.Root, "other")
-	a.ok(lockReq(f, syscall.F_WRLCK, 1, 0, 0))
-	v, err := w.srv.volume(t.Context(), testVolume)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := v.locks.of(f) // to ask for each takes long
-	for i := range uint64(maxInodeLocks - 2) {
-		h := l.held[0]
-		h.start, h.end = 2*i+2, 2*i+2
-		l.held = append(l.held, h)
-	}
-	v.locks.count = len(l.held)
-	a.ok(lockReq(f, syscall.F_WRLCK, 1, 1<<30, 1<<30))
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 2, 2))
+	w.fillLocks(a, f, maxInodeLocks-1) // to ask for each takes long
+	a.ok(lockReq(f, syscall.F_WRLCK, 1, 10, 10))
 	a.refused(syscall.ENOLCK, lockReq(f, syscall.F_WRLCK, 1, 1<<40, 1<<40))
 	a.ok(lockReq(other, syscall.F_WRLCK, 1, 1<<40, 1<<40))
 	a.ok(lockReq(f, syscall.F_UNLCK, 1, 2, 2))
